@@ -1,0 +1,79 @@
+# Go and make are enough; nothing here needs root, save an install into the system's own folders.
+
+GO       ?= go
+BINARY   ?= coredns
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+PREFIX   ?= /usr/local
+FUZZTIME ?= 30s
+TESTFLAGS ?=
+STATICCHECK ?= honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+LDFLAGS = -s -w $(if $(VERSION),-X main.version=$(VERSION))
+# The race detector is written in C.
+CC_FOUND = $(shell command -v $(firstword $(shell $(GO) env CC)) 2>/dev/null)
+
+bindir  = $(DESTDIR)$(PREFIX)/bin
+unitdir = $(DESTDIR)$(PREFIX)/lib/systemd/system
+share   = $(DESTDIR)$(PREFIX)/share/ipdestinationguard
+confdir = $(DESTDIR)/etc/coredns
+
+.PHONY: build
+build: ## ./coredns, static, with the plugin in its place (default)
+	CGO_ENABLED=0 $(GO) build -trimpath -tags grpcnotrace -ldflags '$(LDFLAGS)' -o '$(BINARY)' ./cmd/coredns
+
+.PHONY: test
+test: ## every test, with the race detector where there is a C compiler
+ifeq ($(CC_FOUND),)
+	@echo 'make test: no C compiler found, so without the race detector'
+	CGO_ENABLED=0 $(GO) test -timeout 20m $(TESTFLAGS) ./...
+else
+	CGO_ENABLED=1 $(GO) test -race -timeout 20m $(TESTFLAGS) ./...
+endif
+
+.PHONY: demo
+demo: ## a guarded host in a small world of its own, in plain words
+	$(GO) run ./cmd/demo
+
+.PHONY: bench
+bench: ## how fast it is, on this machine
+	$(GO) run ./cmd/bench
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (30s)
+	@dirs=$$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -r -n 1 dirname | sort -u); \
+	[ -n "$$dirs" ] || { echo 'make fuzz: no fuzz targets'; exit 1; }; \
+	for dir in $$dirs; do \
+		list=$$($(GO) test -list '^Fuzz' "$$dir") || { echo "$$list"; exit 1; }; \
+		for target in $$(echo "$$list" | grep '^Fuzz'); do \
+			echo "fuzzing $$target in $$dir for $(FUZZTIME)"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime '$(FUZZTIME)' "$$dir" || exit 1; \
+		done; \
+	done
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck
+	@bad=$$(gofmt -l .) && [ -z "$$bad" ] || { echo "not formatted by gofmt: $$bad"; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+
+# Units name the binary's place. Nothing that an administrator may have edited is overwritten.
+.PHONY: install
+install: ## install what make build has made; PREFIX (/usr/local), DESTDIR
+	@[ -x '$(BINARY)' ] || { echo "make install: no $(BINARY) yet: run make build first (not as root)"; exit 1; }
+	install -d '$(bindir)' '$(unitdir)' '$(share)' '$(confdir)'
+	install -m 0755 '$(BINARY)' '$(bindir)/coredns'
+	for unit in ipdestinationguard-coredns ipdestinationguard-boot; do \
+		sed 's|/usr/local/bin/|$(PREFIX)/bin/|' deployment/$$unit.service > '$(unitdir)'/$$unit.service && \
+		chmod 0644 '$(unitdir)'/$$unit.service || exit 1; \
+	done
+	install -m 0644 Corefile.example deployment/README.md deployment/boot-server.nft deployment/boot-gateway.nft '$(share)'
+	[ -e '$(confdir)/Corefile' ] || install -m 0644 Corefile.example '$(confdir)/Corefile'
+	[ -e '$(confdir)/boot.nft' ] || install -m 0644 deployment/boot-server.nft '$(confdir)/boot.nft'
+
+.PHONY: clean
+clean: ## remove what was built; the fuzz corpus in testdata stays
+	rm -f coredns *.test *.prof
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

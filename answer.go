@@ -1,0 +1,186 @@
+package ipdestinationguard
+
+import (
+	"errors"
+	"math"
+	"net"
+	"net/netip"
+
+	"github.com/miekg/dns"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+)
+
+// A target is an address that an answer gives to the client, and for how long
+// the client may use it.
+type target struct {
+	key backend.Key
+	ttl uint32 // seconds: the least along the chain that leads to the address
+}
+
+// maxChain is how many names a question may lead through. Resolvers give up
+// sooner: BIND after 11, Unbound after 11.
+const maxChain = 32
+
+var errChain = errors.New("the answer leads through too many names")
+
+// link is a name that the question leads to.
+type link struct {
+	name string
+	ttl  uint32
+}
+
+// readAnswer appends to buf every address that m, an answer to q, gives a
+// client: A and AAAA records and the address hints of HTTPS and SVCB records,
+// of the type that was asked for, at the name that was asked for or where
+// CNAME and DNAME records lead from it. All other records give nothing: not
+// those at other names, and none outside the answer section.
+func readAnswer(q dns.Question, m *dns.Msg, buf []target) ([]target, error) {
+	if m.Rcode != dns.RcodeSuccess || q.Qclass != dns.ClassINET {
+		return buf, nil
+	}
+	var short [3]link
+	chain, err := follow(q.Name, m.Answer, short[:0])
+	if err != nil {
+		return buf, err
+	}
+	for _, rr := range m.Answer {
+		h := rr.Header()
+		if h.Rrtype != q.Qtype && q.Qtype != dns.TypeANY || h.Class != dns.ClassINET {
+			continue
+		}
+		if l := find(chain, h.Name); l != nil {
+			buf = appendTargets(buf, rr, min(l.ttl, h.Ttl))
+		}
+	}
+	return buf, nil
+}
+
+func appendTargets(buf []target, rr dns.RR, ttl uint32) []target {
+	switch rr := rr.(type) {
+	case *dns.A:
+		buf = appendTarget(buf, rr.A, ttl)
+	case *dns.AAAA:
+		buf = appendTarget(buf, rr.AAAA, ttl)
+	case *dns.HTTPS:
+		buf = appendHints(buf, &rr.SVCB, ttl)
+	case *dns.SVCB:
+		buf = appendHints(buf, rr, ttl)
+	}
+	return buf
+}
+
+// appendHints appends the hints of a record in service mode; in alias mode,
+// priority 0, parameters mean nothing (RFC 9460, section 2.4.2).
+func appendHints(buf []target, rr *dns.SVCB, ttl uint32) []target {
+	if rr.Priority == 0 {
+		return buf
+	}
+	for _, v := range rr.Value {
+		var hints []net.IP
+		switch v := v.(type) {
+		case *dns.SVCBIPv4Hint:
+			hints = v.Hint
+		case *dns.SVCBIPv6Hint:
+			hints = v.Hint
+		}
+		for _, ip := range hints {
+			buf = appendTarget(buf, ip, ttl)
+		}
+	}
+	return buf
+}
+
+// appendTarget appends ip. To the kernel an IPv4-mapped address is IPv4, and it
+// is one here.
+func appendTarget(buf []target, ip net.IP, ttl uint32) []target {
+	addr, ok := netip.AddrFromSlice(ip)
+	if !ok {
+		return buf
+	}
+	return append(buf, target{backend.KeyOf(addr), ttl})
+}
+
+// follow returns the names that lead from the question's name, itself first,
+// however the records are ordered.
+func follow(name string, answer []dns.RR, chain []link) ([]link, error) {
+	chain = append(chain, link{name, math.MaxUint32})
+	for grown := true; grown; {
+		grown = false
+		for _, rr := range answer {
+			next, ok := alias(rr, chain)
+			if !ok || find(chain, next.name) != nil {
+				continue
+			}
+			if len(chain) == maxChain {
+				return nil, errChain
+			}
+			chain, grown = append(chain, next), true
+		}
+	}
+	return chain, nil
+}
+
+// alias returns where rr leads from a name in the chain, if it does.
+func alias(rr dns.RR, chain []link) (next link, ok bool) {
+	switch rr := rr.(type) {
+	case *dns.CNAME:
+		if l := find(chain, rr.Hdr.Name); l != nil {
+			return link{rr.Target, min(l.ttl, rr.Hdr.Ttl)}, true
+		}
+	case *dns.DNAME:
+		for _, l := range chain {
+			if name, ok := substitute(l.name, rr); ok {
+				return link{name, min(l.ttl, rr.Hdr.Ttl)}, true
+			}
+		}
+	}
+	return link{}, false
+}
+
+// substitute puts the target of a DNAME in the place of its owner at the end of
+// name (RFC 6672, section 2.2). The owner itself is not redirected.
+func substitute(name string, rr *dns.DNAME) (string, bool) {
+	owner := rr.Hdr.Name
+	if len(name) <= len(owner) || !dns.IsSubDomain(owner, name) {
+		return "", false
+	}
+	if owner == "." {
+		owner = ""
+	}
+	prefix := name[:len(name)-len(owner)]
+	if rr.Target == "." {
+		return prefix, true
+	}
+	return prefix + rr.Target, true
+}
+
+func find(chain []link, name string) *link {
+	for i := range chain {
+		if sameName(chain[i].name, name) {
+			return &chain[i]
+		}
+	}
+	return nil
+}
+
+// sameName compares names as the DNS does: by bytes, but for the case of ASCII
+// letters (RFC 4343, section 3).
+func sameName(a, b string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range len(a) {
+		if a[i] != b[i] && lower(a[i]) != lower(b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func lower(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		return c + 'a' - 'A'
+	}
+	return c
+}

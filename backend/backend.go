@@ -1,0 +1,141 @@
+// Package backend is what the guard wants from whatever enforces its grants.
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
+)
+
+// Backend puts rules and grants in force. All methods may be called at the same
+// time.
+//
+// A backend keeps the [InForce] table it was made with: it enters a grant when
+// the kernel has acknowledged it, takes a grant out before it removes it, and
+// removes by itself what has run out.
+type Backend interface {
+	// Check finds out, changing nothing, whether Open would succeed.
+	Check(Rules) error
+
+	// Open brings the enforced rules to the wanted ones in one step, creating
+	// or adopting; grants that live survive it. From then on the backend
+	// repairs what others break. Open may be called again with other rules,
+	// but for the same table.
+	Open(Rules) error
+
+	// Grant returns when all grants are in force at least until their time,
+	// or why not all of them are, or with ctx. A grant never gets shorter.
+	Grant(context.Context, []Grant) error
+
+	// List returns the grants that the enforcer itself knows. It is for
+	// people, not for a query's path: it may take long when there are many.
+	List() ([]Grant, error)
+
+	// Close ends the backend's work and leaves the rules to stand (the grants
+	// run out by themselves) or removes them. Later calls of any method
+	// return ErrClosed.
+	Close(Leave) error
+}
+
+// Leave is what Close leaves behind.
+type Leave bool
+
+// What Close leaves behind.
+const (
+	Keep   Leave = true  // the rules go on refusing what nothing allows
+	Remove Leave = false // no trace: everything passes
+)
+
+// Rules say what is refused and what always passes.
+type Rules struct {
+	Table   string // name of the table that is ours
+	Local   bool   // guard what this machine sends
+	Gateway bool   // guard what this machine forwards
+
+	Allowed        []netip.Prefix // for every guarded chain
+	AllowedLocal   []netip.Prefix // for what this machine sends
+	AllowedGateway []netip.Prefix // for what this machine forwards
+
+	// Interfaces limits the guard of forwarded traffic to what comes in by
+	// these; empty means by any.
+	Interfaces []string
+
+	// MaxGrants is how many grants of each IP version there may be.
+	MaxGrants int
+}
+
+// Grant is permission to reach an address until a moment.
+type Grant struct {
+	Addr  netip.Addr // never IPv4-mapped: see Unmap
+	Until time.Time
+}
+
+// Key names a grant in tables: the address as 16 bytes, IPv4 in mapped form.
+type Key [16]byte
+
+// KeyOf returns the key of a grant for addr.
+func KeyOf(addr netip.Addr) Key { return addr.As16() }
+
+// Addr returns the address that k is for.
+func (k Key) Addr() netip.Addr { return netip.AddrFrom16(k).Unmap() }
+
+// Is4 reports whether the address that k is for is IPv4.
+func (k Key) Is4() bool {
+	return [12]byte(k[:12]) == [12]byte{10: 0xff, 11: 0xff}
+}
+
+// InForce is the table of what is in force, kept by the backend and read by the
+// guard on every answer.
+type InForce = expiry.Table[Key]
+
+// Observer hears what a backend does. Its methods are called from the backend's
+// own goroutine and must not block.
+type Observer interface {
+	// Committed: one transaction, with so many grants made, renewed and
+	// removed, was acknowledged after took.
+	Committed(made, renewed, removed int, took time.Duration)
+
+	// Failed: the operation op ("commit", "read", "open", ...) was refused.
+	Failed(op string, err error)
+
+	// Live: so many grants stand in the kernel now.
+	Live(ipv4, ipv6 int)
+
+	// Repaired: somebody else had removed or changed the rules, or emptied
+	// the sets, and they have been put back.
+	Repaired(what string)
+
+	// Enforcing: the rules are in force, or no longer are.
+	Enforcing(bool)
+}
+
+// Errors that callers may ask for with errors.Is.
+var (
+	// ErrClosed is returned by every method after Close.
+	ErrClosed = errors.New("the backend is closed")
+
+	// ErrNotOpen is returned by Grant before the first Open.
+	ErrNotOpen = errors.New("the rules are not in force yet")
+
+	// ErrFull means that a set holds as many grants as it may.
+	ErrFull = errors.New("the set of grants is full")
+
+	// ErrBusy means that more answers wait for the kernel than is sane.
+	ErrBusy = errors.New("too many answers wait for the kernel")
+)
+
+// PermissionError means that the process lacks a right.
+type PermissionError struct {
+	Need string // for example CAP_NET_ADMIN
+	Err  error
+}
+
+func (e *PermissionError) Error() string {
+	return fmt.Sprintf("%v: the process needs %s", e.Err, e.Need)
+}
+
+func (e *PermissionError) Unwrap() error { return e.Err }

@@ -1,0 +1,128 @@
+// Package deployment holds no Go, only the tests of what is handed out here.
+package deployment
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+func TestPluginCfgIsCoreDNSsAndOurLine(t *testing.T) {
+	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/coredns/coredns").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stock := read(t, filepath.Join(strings.TrimSpace(string(dir)), "plugin.cfg"))
+	const before, ours = "dns64:dns64\n", "ipdestinationguard:github.com/destination-guard/coredns-ip-destination-guard\n"
+	if !strings.Contains(stock, before) {
+		t.Fatal("CoreDNS has no dns64 any more")
+	}
+	if read(t, "plugin.cfg") != strings.Replace(stock, before, ours+before, 1) {
+		t.Error("plugin.cfg is not CoreDNS's with our line before dns64")
+	}
+}
+
+func TestBuildScriptBuildsTheCoreDNSOfGoMod(t *testing.T) {
+	v, err := exec.Command("go", "list", "-m", "-f", "{{.Version}}", "github.com/coredns/coredns").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(read(t, "build-coredns.sh"), "\ncoredns_version="+string(v)) {
+		t.Errorf("build-coredns.sh does not build CoreDNS %s", v)
+	}
+}
+
+func TestBootRulesets(t *testing.T) {
+	nft := "nft"
+	if _, err := exec.LookPath(nft); err != nil {
+		nft = "/usr/sbin/nft" // not in the PATH of an ordinary user
+		if _, err := exec.LookPath(nft); err != nil {
+			cannotTry(t, err)
+		}
+	}
+	for file, chains := range map[string][]string{
+		"boot-server.nft":  {"output"},
+		"boot-gateway.nft": {"output", "forward"},
+	} {
+		t.Run(file, func(t *testing.T) {
+			// Over rules that are there already it must change nothing: they may be CoreDNS's.
+			out := inNewNetwork(t, nft+` -f "$1" && `+nft+` list ruleset && echo again &&
+				! `+nft+` -f "$1" 2>/dev/null && `+nft+` list ruleset`, file)
+			first, second, _ := strings.Cut(out, "again\n")
+			if first != second {
+				t.Errorf("loaded twice:\n%s", out)
+			}
+			var got []string
+			for line := range strings.Lines(first) {
+				line = strings.TrimSpace(line)
+				if name, ok := strings.CutPrefix(line, "chain "); ok {
+					got = append(got, strings.TrimSuffix(name, " {"))
+				}
+				if strings.HasPrefix(line, "type filter") && !strings.HasSuffix(line, "policy drop;") {
+					t.Errorf("open by default: %s", line)
+				}
+			}
+			if !slices.Equal(got, chains) {
+				t.Errorf("chains %v, want %v", got, chains)
+			}
+		})
+	}
+}
+
+// inNewNetwork runs a shell script in a network of its own, where it is root.
+func inNewNetwork(t *testing.T, script string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command("/bin/sh", append([]string{"-c", script, "sh"}, args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	if os.Geteuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+	}
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		cannotTry(t, err) // no namespaces for us
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("%v\n%s", err, &out)
+	}
+	return out.String()
+}
+
+func cannotTry(t *testing.T, err error) {
+	t.Helper()
+	if os.Getenv("CI") != "" {
+		t.Fatal(err)
+	}
+	t.Skip(err)
+}
+
+func TestUnitHasTwoCapabilities(t *testing.T) {
+	unit := read(t, "ipdestinationguard-coredns.service")
+	for _, line := range []string{
+		"DynamicUser=yes",
+		"AmbientCapabilities=CAP_NET_ADMIN CAP_NET_BIND_SERVICE",
+		"CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_BIND_SERVICE",
+		"Restart=always",
+		"ExecReload=/bin/kill -SIGUSR1 $MAINPID",
+	} {
+		if strings.Count(unit, "\n"+line+"\n") != 1 {
+			t.Errorf("not once in the unit: %s", line)
+		}
+	}
+}
+
+func read(t *testing.T, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}

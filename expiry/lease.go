@@ -1,0 +1,44 @@
+// Package expiry knows how long a grant lasts and which grants are in force.
+package expiry
+
+import "time"
+
+// Slack is added to what an answer needs, so that three clocks never have to
+// agree to the millisecond: the DNS counts whole seconds (the same cached
+// answer may ask for up to a second more than before), the kernel counts in
+// ticks of some milliseconds, and the writer takes out what has run out shortly
+// before the kernel would. Half of it serves renewals, half the removal.
+const Slack = 500 * time.Millisecond
+
+// Removal is the part of Slack in which a grant is no longer relied upon but
+// still stands in the kernel: the time in which the writer removes it.
+const Removal = Slack / 2
+
+// Lease turns TTLs into durations. Ceiling must not be below Floor or one
+// second, Margin must not be negative.
+type Lease struct {
+	Floor   time.Duration // the least that a TTL counts for
+	Ceiling time.Duration // the most that a TTL counts for
+	Margin  time.Duration // added to every TTL
+}
+
+// Need is what must be left of a grant for an answer with this TTL to be passed
+// on without renewing it: TTL + Margin. A TTL at or above the ceiling cannot
+// have slack, since no grant outlives Ceiling + Margin, so it needs Slack less.
+//
+// TTLs are unsigned; one with the high bit set is large, not negative
+// (RFC 8767, section 4).
+func (l Lease) Need(ttl uint32) time.Duration {
+	return min(seconds(ttl)+l.Margin, l.longest()-Slack)
+}
+
+// Life is how long a grant made for an answer with this TTL stays in the
+// kernel: the TTL between Floor and Ceiling, plus Margin, plus Slack, and never
+// more than Ceiling + Margin.
+func (l Lease) Life(ttl uint32) time.Duration {
+	return min(max(seconds(ttl), l.Floor)+l.Margin+Slack, l.longest())
+}
+
+func (l Lease) longest() time.Duration { return l.Ceiling + l.Margin }
+
+func seconds(ttl uint32) time.Duration { return time.Duration(ttl) * time.Second }

@@ -1,0 +1,151 @@
+package ipdestinationguard
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
+)
+
+// guard is the engine: one a process, shared by all server blocks, outliving
+// reloads. It turns the addresses of answers into grants that are in force.
+type guard struct {
+	inForce  *backend.InForce
+	backend  backend.Backend
+	now      func() time.Time
+	settings atomic.Pointer[settings]
+
+	enforcing atomic.Bool // the rules stand in the kernel
+	removed   atomic.Bool // on_exit remove has been carried out: nothing is guarded
+
+	failures rate.Sometimes // for the log
+	repairs  rate.Sometimes
+}
+
+var errHold = errors.New("the firewall has not confirmed the address in time")
+
+// newGuard makes a guard that grants nothing before it is armed.
+func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backend, now func() time.Time) *guard {
+	g := &guard{
+		inForce:  expiry.NewTable[backend.Key](now()),
+		now:      now,
+		failures: rate.Sometimes{First: 1, Interval: logInterval},
+		repairs:  rate.Sometimes{First: 1, Interval: logInterval},
+	}
+	g.settings.Store(&defaultSettings)
+	g.backend = newBackend(g.inForce, (*observer)(g))
+	return g
+}
+
+// arm puts the settings in force.
+func (g *guard) arm(s *settings) error {
+	if err := g.backend.Open(s.rules()); err != nil {
+		return err
+	}
+	g.settings.Store(s)
+	return nil
+}
+
+// close ends the guard's work. Answers that come after it get SERVFAIL, or pass
+// when nothing is refused any more.
+func (g *guard) close() error {
+	leave := g.settings.Load().onExit
+	err := g.backend.Close(leave)
+	if err == nil && leave == backend.Remove {
+		g.removed.Store(true)
+	}
+	return err
+}
+
+// permit returns when every target may be reached, at least as long as the
+// client may use it, or says why not.
+func (g *guard) permit(ctx context.Context, targets []target) error {
+	if len(targets) == 0 {
+		return nil
+	}
+	lease, now := &g.settings.Load().lease, g.now()
+	for i := range targets {
+		if !g.inForce.Covers(targets[i].key, now.Add(lease.Need(targets[i].ttl))) {
+			return g.hold(ctx, targets, now)
+		}
+	}
+	answersPassed.Inc()
+	return nil
+}
+
+// hold asks for the grants that are missing and waits until they are in force.
+func (g *guard) hold(ctx context.Context, targets []target, now time.Time) error {
+	if g.removed.Load() {
+		return nil
+	}
+	s := g.settings.Load()
+	grants := make([]backend.Grant, 0, len(targets))
+	for _, t := range targets {
+		if !g.inForce.Covers(t.key, now.Add(s.lease.Need(t.ttl))) {
+			grants = append(grants, backend.Grant{Addr: t.key.Addr(), Until: now.Add(s.lease.Life(t.ttl))})
+		}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, s.hold, errHold)
+	defer cancel()
+	err := g.backend.Grant(ctx, grants)
+	holdSeconds.Observe(g.now().Sub(now).Seconds())
+	if err != nil {
+		answersFailed.Inc()
+		g.failures.Do(func() { log.Errorf("An answer was withheld, the client got SERVFAIL: %v", err) })
+		return err
+	}
+	answersHeld.Inc()
+	return nil
+}
+
+// logInterval is the least time between two lines on the same trouble.
+const logInterval = 10 * time.Second
+
+// observer is the guard as its backend sees it.
+type observer guard
+
+var _ backend.Observer = (*observer)(nil)
+
+// Committed implements backend.Observer.
+func (o *observer) Committed(made, renewed, removed int, took time.Duration) {
+	grantsMade.Add(float64(made))
+	grantsRenewed.Add(float64(renewed))
+	grantsExpired.Add(float64(removed))
+	transactionSize.Observe(float64(made + renewed + removed))
+	transactionSeconds.Observe(took.Seconds())
+}
+
+// Failed implements backend.Observer.
+func (o *observer) Failed(op string, err error) {
+	kernelErrors.WithLabelValues(op).Inc()
+	o.failures.Do(func() { log.Errorf("The kernel refused (%s): %v", op, err) })
+}
+
+// Live implements backend.Observer.
+func (o *observer) Live(ipv4, ipv6 int) {
+	grantsIPv4.Set(float64(ipv4))
+	grantsIPv6.Set(float64(ipv6))
+}
+
+// Repaired implements backend.Observer.
+func (o *observer) Repaired(what string) {
+	repairs.WithLabelValues(what).Inc()
+	o.repairs.Do(func() {
+		log.Warningf("Somebody else has changed table inet %s (%s): putting it back", o.settings.Load().table, what)
+	})
+}
+
+// Enforcing implements backend.Observer.
+func (o *observer) Enforcing(on bool) {
+	o.enforcing.Store(on)
+	value := 0.0
+	if on {
+		value = 1
+	}
+	enforcing.Set(value)
+}

@@ -1,0 +1,287 @@
+// Package e2e runs the real binary between hosts in network namespaces and sends
+// real packets: what a user gets is what is tested.
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
+)
+
+func TestMain(m *testing.M) {
+	netlab.Main(func() int {
+		defer func() { _ = os.RemoveAll(buildDir) }()
+		return m.Run()
+	})
+}
+
+// A world is three hosts in a row:
+//
+//	client --- guard --- world
+//
+// The guard is where CoreDNS runs: the machine that is guarded, and the gateway
+// of the client. The world answers DNS on every address (see netlab.Zone) and
+// echoes TCP and UDP on echoPort, on all addresses of worldNets.
+type world struct {
+	*testing.T
+	lab                  *netlab.Lab
+	client, guard, world *netlab.Host
+}
+
+const (
+	resolver4, resolver6 = "192.0.2.2", "2001:db8::2" // upstream of the guard
+	stranger4, stranger6 = "198.18.53.53", "2001:db8:18::53"
+	gateway4, gateway6   = "192.168.50.1", "fd50::1" // of the client
+	echoPort             = 7
+)
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	lab, err := netlab.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := lab.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	w := &world{T: t, lab: lab}
+	for _, h := range []struct {
+		host *(*netlab.Host)
+		name string
+	}{{&w.client, "client"}, {&w.guard, "guard"}, {&w.world, "world"}} {
+		*h.host, err = lab.Host(h.name)
+		w.must(err)
+	}
+	w.must(lab.Link(w.client, "eth0", w.guard, "lan0"))
+	w.must(lab.Link(w.guard, "wan0", w.world, "eth0"))
+	for _, a := range []struct {
+		host         *netlab.Host
+		ifname, cidr string
+	}{
+		{w.client, "eth0", "192.168.50.2/24"}, {w.client, "eth0", "fd50::2/64"},
+		{w.guard, "lan0", gateway4 + "/24"}, {w.guard, "lan0", gateway6 + "/64"},
+		{w.guard, "wan0", "192.0.2.1/24"}, {w.guard, "wan0", "2001:db8::1/64"},
+		{w.world, "eth0", resolver4 + "/24"}, {w.world, "eth0", resolver6 + "/64"},
+	} {
+		w.must(a.host.Addr(a.ifname, a.cidr))
+	}
+	w.must(w.guard.Forward())
+	for _, r := range []struct {
+		host      *netlab.Host
+		cidr, via string
+	}{
+		{w.client, "0.0.0.0/0", gateway4}, {w.client, "::/0", gateway6},
+		{w.guard, "0.0.0.0/0", resolver4}, {w.guard, "::/0", resolver6},
+		{w.world, "192.168.50.0/24", "192.0.2.1"}, {w.world, "fd50::/64", "2001:db8::1"},
+	} {
+		w.must(r.host.Route(r.cidr, r.via))
+	}
+	w.must(w.world.Local("198.18.0.0/15"))
+	w.must(w.world.Local("2001:db8:18::/48"))
+	w.must(w.world.Echo(echoPort))
+	w.must(w.world.ServeDNS(53, netlab.Zone()))
+	return w
+}
+
+func (w *world) must(err error) {
+	w.Helper()
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+// coredns is a running binary.
+type coredns struct {
+	*netlab.Cmd
+	corefile string // path
+}
+
+// corefile writes a Corefile with the directive for server blocks on every
+// address of the guard.
+func corefile(directive string) string {
+	return fmt.Sprintf(`. {
+	errors
+	%s
+	forward . %s
+	ready 127.0.0.1:8181
+	prometheus 127.0.0.1:9153
+}
+`, directive, resolver4)
+}
+
+// start runs the binary on the guard and returns when its rules are in force.
+func (w *world) start(corefile string) *coredns {
+	w.Helper()
+	c := w.launch(corefile)
+	w.eventually("the rules are in force", func() bool { return strings.Contains(c.Output(), "In force: ") })
+	return c
+}
+
+// launch runs the binary on the guard and does not wait.
+func (w *world) launch(corefile string) *coredns {
+	w.Helper()
+	path := filepath.Join(w.TempDir(), "Corefile")
+	w.must(os.WriteFile(path, []byte(corefile), 0o644))
+	c := &coredns{Cmd: w.guard.Command(binary(w.T), "-conf", path), corefile: path}
+	w.must(c.Start())
+	w.Cleanup(func() {
+		_ = c.Signal(syscall.SIGKILL)
+		if w.Failed() {
+			w.Logf("CoreDNS wrote:\n%s", c.Output())
+		}
+	})
+	return c
+}
+
+// eventually waits for something that takes no time worth naming.
+func (w *world) eventually(what string, holds func() bool) {
+	w.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !holds(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			w.Fatalf("waited in vain until %s", what)
+		}
+	}
+}
+
+// ask sends one question from a host to a server, over UDP.
+func (w *world) ask(from *netlab.Host, server, name string, qtype uint16) (answer *dns.Msg, err error) {
+	m := new(dns.Msg)
+	m.SetQuestion(name, qtype)
+	m.SetEdns0(4096, false)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	conn, err := from.Dial(ctx, "udp", net.JoinHostPort(server, "53"))
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	answer, _, err = (&dns.Client{Timeout: 5 * time.Second}).ExchangeWithConn(m, &dns.Conn{Conn: conn})
+	return answer, err
+}
+
+// nameOf makes a name that the world answers with the addresses.
+func nameOf(ttl int, addrs ...string) string {
+	var b strings.Builder
+	for _, a := range addrs {
+		addr := netip.MustParseAddr(a)
+		kind := "aaaa-"
+		if addr.Is4() {
+			kind = "a-"
+		}
+		b.WriteString(kind + strings.NewReplacer(".", "-", ":", "-").Replace(a) + ".")
+	}
+	return fmt.Sprintf("%sttl-%d.test.", b.String(), ttl)
+}
+
+// lookup asks the guard for an address's name and fails unless the answer has
+// the address.
+func (w *world) lookup(from *netlab.Host, server, addr string, ttl int) {
+	w.Helper()
+	qtype := dns.TypeAAAA
+	if netip.MustParseAddr(addr).Is4() {
+		qtype = dns.TypeA
+	}
+	m, err := w.ask(from, server, nameOf(ttl, addr), qtype)
+	w.must(err)
+	if m.Rcode != dns.RcodeSuccess || len(m.Answer) == 0 {
+		w.Fatalf("no address: %v", m)
+	}
+}
+
+// connect makes a TCP connection or sends a UDP packet to the echo port and
+// waits for the echo. A refusal is told from other errors by refused.
+func (w *world) connect(from *netlab.Host, network, addr string) error {
+	conn, err := w.dial(from, network, addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return echo(conn)
+}
+
+// dial opens a connection to the echo port.
+func (w *world) dial(from *netlab.Host, network, addr string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	return from.Dial(ctx, network, net.JoinHostPort(addr, fmt.Sprint(echoPort)))
+}
+
+func echo(conn net.Conn) error {
+	_ = conn.SetDeadline(time.Now().Add(3 * time.Second))
+	if _, err := conn.Write([]byte("ping")); err != nil {
+		return err
+	}
+	var b [4]byte
+	_, err := conn.Read(b[:])
+	return err
+}
+
+// refused reports whether err is what the guard's reject gives an application:
+// EHOSTUNREACH for IPv4, EACCES for IPv6; UDP may just time out, since such an
+// ICMP error is not fatal to its socket.
+func refused(err error) bool {
+	var timeout net.Error
+	return errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.EACCES) ||
+		errors.As(err, &timeout) && timeout.Timeout()
+}
+
+// wantRefused and wantOpen check one connection.
+func (w *world) wantRefused(from *netlab.Host, network, addr string) {
+	w.Helper()
+	if err := w.connect(from, network, addr); err == nil {
+		w.Errorf("%s: %s to %s is open, it should be refused", from.Name(), network, addr)
+	} else if !refused(err) {
+		w.Errorf("%s: %s to %s fails otherwise than refused: %v", from.Name(), network, addr, err)
+	}
+}
+
+func (w *world) wantOpen(from *netlab.Host, network, addr string) {
+	w.Helper()
+	if err := w.connect(from, network, addr); err != nil {
+		w.Errorf("%s: %s to %s is refused, it should be open: %v", from.Name(), network, addr, err)
+	}
+}
+
+var (
+	buildFlags []string
+	buildDir   string
+	build      = sync.OnceValues(func() (string, error) {
+		var err error
+		if buildDir, err = os.MkdirTemp("", "e2e"); err != nil {
+			return "", err
+		}
+		path := filepath.Join(buildDir, "coredns")
+		args := append([]string{"build", "-tags", "grpcnotrace", "-o", path}, buildFlags...)
+		out, err := exec.Command("go", append(args, "../../cmd/coredns")...).CombinedOutput()
+		if err != nil {
+			return "", fmt.Errorf("%w: %s", err, out)
+		}
+		return path, nil
+	})
+)
+
+// binary builds cmd/coredns, once, with the race detector if the tests have it.
+func binary(t testing.TB) string {
+	t.Helper()
+	path, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}

@@ -1,0 +1,231 @@
+package nft
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// armingPeriod is how long TCP connections may go on of which connection
+// tracking saw nothing before the guard first switched it on.
+const armingPeriod = 30 * time.Second
+
+// present is what stands in the kernel under the name of our table.
+type present struct {
+	exists bool
+	sets   map[string]*nftables.Set
+	chains map[string]*nftables.Chain
+	rules  map[string][]uint64 // handles, by chain
+}
+
+// adoptable reports whether the table's grants can be kept: nothing in it
+// stands in the way of the wanted sets and chains.
+func (rs ruleset) adoptable(p present) bool {
+	for _, s := range rs.sets {
+		if have := p.sets[s.name]; have != nil && s.timeout &&
+			(!have.HasTimeout || have.IsMap || have.Interval || have.KeyType.Name != s.key.Name || have.Size != uint32(s.size)) {
+			return false
+		}
+	}
+	for _, c := range rs.chains {
+		if have := p.chains[c.name]; have != nil &&
+			(have.Hooknum == nil || *have.Hooknum != *c.hook || have.Priority == nil || *have.Priority != *nftables.ChainPriorityFilter || have.Type != nftables.ChainTypeFilter) {
+			return false
+		}
+	}
+	return true
+}
+
+// compile returns the messages of one transaction that turns what is present
+// into the ruleset. Live grants survive it, unless what is present is of some
+// other make; then it is replaced whole.
+func (rs ruleset) compile(p present) ([]netlink.Message, error) {
+	table := &nftables.Table{Name: rs.table, Family: nftables.TableFamilyINet}
+	fresh := p.sets[setArming] == nil // also where a boot-time ruleset stands
+	msgs, err := compose(func(c *nftables.Conn) error {
+		c.AddTable(table)
+		if !p.exists {
+			return nil
+		}
+		if !rs.adoptable(p) {
+			c.DelTable(table)
+			c.AddTable(table)
+			p = present{}
+			return nil
+		}
+		rs.clear(c, table, p)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range rs.sets {
+		more, err := s.compile(table)
+		if err != nil {
+			return nil, fmt.Errorf("set %s: %w", s.name, err)
+		}
+		msgs = append(msgs, more...)
+	}
+	more, err := compose(func(c *nftables.Conn) error {
+		if fresh {
+			if err := c.SetAddElements(&nftables.Set{Name: setArming, Table: table, HasTimeout: true}, []nftables.SetElement{
+				{Key: []byte{unix.NFPROTO_IPV4}, Timeout: armingPeriod},
+				{Key: []byte{unix.NFPROTO_IPV6}, Timeout: armingPeriod},
+			}); err != nil {
+				return err
+			}
+		}
+		for _, ch := range rs.chains {
+			if err := ch.compile(c, table); err != nil {
+				return fmt.Errorf("chain %s: %w", ch.name, err)
+			}
+		}
+		return nil
+	})
+	return append(msgs, more...), err
+}
+
+// clear removes all that is not wanted any more or is about to be made anew:
+// everything but the sets with timeouts.
+func (rs ruleset) clear(c *nftables.Conn, table *nftables.Table, p present) {
+	for name := range p.chains {
+		c.FlushChain(&nftables.Chain{Name: name, Table: table})
+	}
+	wanted := map[string]bool{}
+	for _, ch := range rs.chains {
+		wanted[ch.name] = true
+	}
+	for _, s := range rs.sets {
+		wanted[s.name] = s.timeout
+	}
+	for name := range p.chains {
+		if !wanted[name] {
+			c.DelChain(&nftables.Chain{Name: name, Table: table})
+		}
+	}
+	for name, s := range p.sets {
+		if !wanted[name] && !s.Anonymous { // sets without a name go with their rule
+			c.DelSet(&nftables.Set{Name: name, Table: table})
+		}
+	}
+}
+
+func (s set) compile(table *nftables.Table) ([]netlink.Message, error) {
+	ns := &nftables.Set{
+		Table: table, Name: s.name, Comment: s.comment, KeyType: s.key,
+		KeyByteOrder: binaryutil.BigEndian,
+		HasTimeout:   s.timeout, Interval: s.interval(), Size: uint32(s.size),
+	}
+	if s.key == nftables.TypeIFName {
+		ns.KeyByteOrder = binaryutil.NativeEndian // or nft prints no names
+	}
+	msgs, err := compose(func(c *nftables.Conn) error { return c.AddSet(ns, nil) })
+	if err != nil {
+		return nil, err
+	}
+	if s.size > 0 { // google/nftables v0.3.0 does not know the attribute
+		attr, err := netlink.MarshalAttributes([]netlink.Attribute{{
+			Type: unix.NFTA_SET_GC_INTERVAL, Data: binaryutil.BigEndian.PutUint32(uint32(gcInterval.Milliseconds())),
+		}})
+		if err != nil {
+			return nil, err
+		}
+		msgs[0].Data = append(msgs[0].Data, attr...)
+	}
+	// An attribute holds 64 KiB, so many ranges need several messages.
+	const perMessage = 1000
+	for chunk := range slices.Chunk(s.elements(), perMessage) {
+		more, err := compose(func(c *nftables.Conn) error { return c.SetAddElements(ns, chunk) })
+		if err != nil {
+			return nil, err
+		}
+		msgs = append(msgs, more...)
+	}
+	return msgs, nil
+}
+
+// elements spells names as the kernel compares them, and ranges as it wants
+// them: where one begins and, if there is an address after it, that as its end.
+func (s set) elements() []nftables.SetElement {
+	var e []nftables.SetElement
+	for _, name := range s.interfaces {
+		key := make([]byte, unix.IFNAMSIZ)
+		copy(key, name)
+		e = append(e, nftables.SetElement{Key: key})
+	}
+	for _, r := range s.ranges {
+		e = append(e, nftables.SetElement{Key: r.From().AsSlice()})
+		if end := r.To().Next(); end.IsValid() {
+			e = append(e, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
+		}
+	}
+	return e
+}
+
+func (ch chain) compile(c *nftables.Conn, table *nftables.Table) error {
+	policy := nftables.ChainPolicyDrop
+	nc := c.AddChain(&nftables.Chain{
+		Name: ch.name, Table: table, Type: nftables.ChainTypeFilter,
+		Hooknum: ch.hook, Priority: nftables.ChainPriorityFilter, Policy: &policy,
+	})
+	for _, r := range ch.rules {
+		var exprs []expr.Any
+		for _, m := range r.match {
+			exprs = append(exprs, m.exprs...)
+			if m.set == nil {
+				continue
+			}
+			anon := &nftables.Set{Table: table, Anonymous: true, Constant: true, KeyType: m.set.key}
+			if err := c.AddSet(anon, m.set.elements); err != nil {
+				return err
+			}
+			lookup := *exprs[len(exprs)-1].(*expr.Lookup)
+			lookup.SetName, lookup.SetID = anon.Name, anon.ID
+			exprs[len(exprs)-1] = &lookup
+		}
+		c.AddRule(&nftables.Rule{
+			Table: table, Chain: nc, Exprs: append(exprs, r.verdict.expr),
+			UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment),
+		})
+	}
+	return nil
+}
+
+// deleteTable returns the messages that remove the table.
+func deleteTable(name string) ([]netlink.Message, error) {
+	return compose(func(c *nftables.Conn) error {
+		c.DelTable(&nftables.Table{Name: name, Family: nftables.TableFamilyINet})
+		return nil
+	})
+}
+
+var errComposed = errors.New("composed")
+
+// compose lets the library build messages and hands them over instead of
+// sending them. So all of a ruleset is one transaction of ours, which can also
+// be tried without being carried out; and the defects that v0.3.0 has in sending
+// (ENOBUFS after success, errors that turn up in the next call) are not met.
+func compose(build func(*nftables.Conn) error) (msgs []netlink.Message, err error) {
+	c, err := nftables.New(nftables.WithTestDial(func(req []netlink.Message) ([]netlink.Message, error) {
+		msgs = req[1 : len(req)-1] // without the begin and end of a batch
+		return nil, errComposed
+	}))
+	if err != nil {
+		return nil, err
+	}
+	if err := build(c); err != nil {
+		return nil, err
+	}
+	if err := c.Flush(); err != nil && !errors.Is(err, errComposed) {
+		return nil, err
+	}
+	return msgs, nil
+}

@@ -1,0 +1,166 @@
+package nft
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// A match is one condition of a rule, or a counter: what nft prints of it and
+// the kernel's expressions for it, side by side so that they can be compared at
+// a glance. A test loads every ruleset and compares with what nft prints.
+type match struct {
+	text  string
+	exprs []expr.Any
+	set   *literal // its elements, when the last expression looks up a set literal
+}
+
+// A literal is a set written in the rule itself: `{ a, b }`.
+type literal struct {
+	key      nftables.SetDatatype
+	elements []nftables.SetElement
+}
+
+// A verdict ends a rule.
+type verdict struct {
+	text string
+	expr expr.Any
+}
+
+var (
+	accept           = verdict{"accept", &expr.Verdict{Kind: expr.VerdictAccept}}
+	drop             = verdict{"drop", &expr.Verdict{Kind: expr.VerdictDrop}}
+	rejectProhibited = verdict{"reject with icmpx admin-prohibited", &expr.Reject{
+		Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED,
+	}}
+)
+
+// All expressions use one register, as nft does for such rules.
+const register = 1
+
+func load(key expr.MetaKey) expr.Any { return &expr.Meta{Key: key, Register: register} }
+
+func payload(base expr.PayloadBase, offset, length uint32) expr.Any {
+	return &expr.Payload{DestRegister: register, Base: base, Offset: offset, Len: length}
+}
+
+func compare(op expr.CmpOp, data ...byte) expr.Any {
+	return &expr.Cmp{Op: op, Register: register, Data: data}
+}
+
+func is(data ...byte) expr.Any { return compare(expr.CmpOpEq, data...) }
+
+func mask(bits ...byte) expr.Any {
+	return &expr.Bitwise{
+		SourceRegister: register, DestRegister: register,
+		Len: uint32(len(bits)), Mask: bits, Xor: make([]byte, len(bits)),
+	}
+}
+
+var (
+	isIPv4 = []expr.Any{load(expr.MetaKeyNFPROTO), is(unix.NFPROTO_IPV4)}
+	isIPv6 = []expr.Any{load(expr.MetaKeyNFPROTO), is(unix.NFPROTO_IPV6)}
+
+	ipVersion4  = match{text: "meta nfproto ipv4", exprs: isIPv4}
+	counter     = match{text: "counter packets 0 bytes 0", exprs: []expr.Any{&expr.Counter{}}}
+	oifLoopback = match{text: `oif "lo"`, exprs: []expr.Any{
+		// Loopback has index 1 in every namespace (LOOPBACK_IFINDEX).
+		load(expr.MetaKeyOIF), is(binary.NativeEndian.AppendUint32(nil, 1)...),
+	}}
+	arming = match{text: "meta nfproto @" + setArming, exprs: []expr.Any{
+		load(expr.MetaKeyNFPROTO), &expr.Lookup{SourceRegister: register, SetName: setArming},
+	}}
+	notGuarded = match{text: "iifname != @" + setGuarded, exprs: []expr.Any{
+		load(expr.MetaKeyIIFNAME), &expr.Lookup{SourceRegister: register, SetName: setGuarded, Invert: true},
+	}}
+	tcpMidStream = match{text: "tcp flags ! syn", exprs: []expr.Any{
+		load(expr.MetaKeyL4PROTO), is(unix.IPPROTO_TCP),
+		payload(expr.PayloadBaseTransportHeader, 13, 1), mask(0x02), is(0),
+	}}
+)
+
+func ctState(names string) match {
+	bits := map[string]uint32{
+		"invalid": expr.CtStateBitINVALID, "new": expr.CtStateBitNEW,
+		"established": expr.CtStateBitESTABLISHED, "related": expr.CtStateBitRELATED,
+	}
+	var want uint32
+	for name := range strings.SplitSeq(names, ",") {
+		want |= bits[name]
+	}
+	return match{text: "ct state " + names, exprs: []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATE, Register: register},
+		mask(binary.NativeEndian.AppendUint32(nil, want)...),
+		compare(expr.CmpOpNeq, 0, 0, 0, 0),
+	}}
+}
+
+func hopLimit(n byte) match {
+	return match{text: fmt.Sprintf("ip6 hoplimit %d", n), exprs: append(isIPv6[:2:2],
+		payload(expr.PayloadBaseNetworkHeader, 7, 1), is(n))}
+}
+
+// icmpv6Types are the types of the IANA registry that rules here name.
+var icmpv6Types = map[string]byte{
+	"mld-listener-query": 130, "mld-listener-report": 131, "mld-listener-done": 132, "mld2-listener-report": 143,
+	"nd-router-solicit": 133, "nd-router-advert": 134, "nd-neighbor-solicit": 135, "nd-neighbor-advert": 136, "nd-redirect": 137,
+}
+
+func icmpv6(names ...string) match {
+	l := &literal{key: nftables.TypeICMP6Type}
+	for _, n := range names {
+		l.elements = append(l.elements, nftables.SetElement{Key: []byte{icmpv6Types[n]}})
+	}
+	return match{text: "icmpv6 type { " + strings.Join(names, ", ") + " }", set: l, exprs: []expr.Any{
+		load(expr.MetaKeyL4PROTO), is(unix.IPPROTO_ICMPV6),
+		payload(expr.PayloadBaseTransportHeader, 0, 1), &expr.Lookup{SourceRegister: register},
+	}}
+}
+
+func udpPorts(source, destination uint16) match {
+	ports := binary.BigEndian.AppendUint16(nil, source)
+	ports = binary.BigEndian.AppendUint16(ports, destination)
+	return match{text: fmt.Sprintf("udp sport %d udp dport %d", source, destination), exprs: []expr.Any{
+		load(expr.MetaKeyL4PROTO), is(unix.IPPROTO_UDP), payload(expr.PayloadBaseTransportHeader, 0, 4), is(ports...),
+	}}
+}
+
+// Where the destination stands in the headers.
+var (
+	destination4 = payload(expr.PayloadBaseNetworkHeader, 16, 4)
+	destination6 = payload(expr.PayloadBaseNetworkHeader, 24, 16)
+)
+
+func ip6Destination(addr string) match {
+	return match{text: "ip6 daddr " + addr, exprs: append(isIPv6[:2:2],
+		destination6, is(netip.MustParseAddr(addr).AsSlice()...))}
+}
+
+func ip6DestinationPrefix(prefix string) match {
+	p := netip.MustParsePrefix(prefix)
+	m := match{text: "ip6 daddr " + prefix}
+	if whole := p.Bits() / 8; p.Bits()%8 == 0 { // nft loads just the bytes that count
+		m.exprs = append(isIPv6[:2:2], payload(expr.PayloadBaseNetworkHeader, 24, uint32(whole)), is(p.Addr().AsSlice()[:whole]...))
+		return m
+	}
+	bits := make([]byte, 16)
+	for i := range p.Bits() {
+		bits[i/8] |= 0x80 >> (i % 8)
+	}
+	m.exprs = append(isIPv6[:2:2], destination6, mask(bits...), is(p.Addr().AsSlice()...))
+	return m
+}
+
+func destinationIn(set string, ipv4 bool) match {
+	name := forVersion(set, ipv4)
+	lookup := &expr.Lookup{SourceRegister: register, SetName: name}
+	if ipv4 {
+		return match{text: "ip daddr @" + name, exprs: append(isIPv4[:2:2], destination4, lookup)}
+	}
+	return match{text: "ip6 daddr @" + name, exprs: append(isIPv6[:2:2], destination6, lookup)}
+}

@@ -1,0 +1,114 @@
+package nft
+
+import (
+	"time"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+)
+
+// A plan is what one transaction is to do. Its memory is used again.
+type plan struct {
+	grants []planned
+	index  map[backend.Key]int // of grants, when there are many
+
+	// By IP version: IPv4, IPv6. Removals come first, so that a grant in both
+	// is renewed in one step.
+	removals, additions [2][]element
+	made, renewed       int
+}
+
+// planned is one grant that the transaction is to put in force.
+type planned struct {
+	key     backend.Key
+	left    time.Duration // of its life, as wanted
+	has     time.Duration // of its life, in the kernel
+	present bool          // in the kernel
+}
+
+func (p *plan) reset() {
+	p.grants = p.grants[:0]
+	clear(p.index)
+	for i := range p.removals {
+		p.removals[i], p.additions[i] = p.removals[i][:0], p.additions[i][:0]
+	}
+	p.made, p.renewed = 0, 0
+}
+
+// few is how many grants are searched faster one by one.
+const few = 8
+
+// find returns the planned grant with this key, or nil.
+func (p *plan) find(k backend.Key) *planned {
+	if len(p.grants) > few {
+		if i, ok := p.index[k]; ok {
+			return &p.grants[i]
+		}
+		return nil
+	}
+	for i := range p.grants {
+		if p.grants[i].key == k {
+			return &p.grants[i]
+		}
+	}
+	return nil
+}
+
+// want plans that k is to last at least so long.
+func (p *plan) want(k backend.Key, left time.Duration) {
+	if g := p.find(k); g != nil {
+		g.left = max(g.left, left)
+		return
+	}
+	p.grants = append(p.grants, planned{key: k, left: left})
+	switch n := len(p.grants); {
+	case n > few+1:
+		p.index[k] = n - 1
+	case n == few+1:
+		if p.index == nil {
+			p.index = make(map[backend.Key]int)
+		}
+		for i := range p.grants {
+			p.index[p.grants[i].key] = i
+		}
+	}
+}
+
+func (p *plan) remove(k backend.Key) {
+	v := version(k)
+	p.removals[v] = append(p.removals[v], element{key: k})
+}
+
+// sort turns what is wanted and what is there into removals and additions. A
+// grant that lasts long enough already needs neither; none gets shorter.
+func (p *plan) sort() {
+	for i := range p.grants {
+		g := &p.grants[i]
+		switch {
+		case g.left <= 0, g.present && g.has >= g.left:
+			continue
+		case g.present:
+			p.remove(g.key)
+			p.renewed++
+		default:
+			p.made++
+		}
+		v := version(g.key)
+		p.additions[v] = append(p.additions[v], element{g.key, g.left})
+	}
+}
+
+func (p *plan) empty() bool {
+	for i := range p.removals {
+		if len(p.removals[i]) > 0 || len(p.additions[i]) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func version(k backend.Key) int {
+	if k.Is4() {
+		return 0
+	}
+	return 1
+}

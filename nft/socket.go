@@ -1,0 +1,211 @@
+package nft
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// socket is a netlink socket to nfnetlink. It belongs to one goroutine.
+//
+// The kernel works off a request inside sendmsg, so its answers are there when
+// send returns, and nothing here ever waits for one.
+type socket struct {
+	fd   int
+	seq  uint32
+	recv []byte
+}
+
+// errUnknown means that the kernel's answer was lost: the transaction may be in
+// force or not.
+var errUnknown = errors.New("the kernel's answer was lost")
+
+// sendBuffer bounds one transaction. Without CAP_NET_ADMIN in the first user
+// namespace the kernel grants no more than net.core.wmem_max, twice.
+const sendBuffer = 16 << 20
+
+func openSocket() (*socket, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	s := &socket{fd: fd, recv: make([]byte, 1<<16)}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		s.close()
+		return nil, os.NewSyscallError("bind", err)
+	}
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer)
+	}
+	// Errors need not carry the whole request back, but may say what was wrong.
+	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
+	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1)
+	return s, nil
+}
+
+func (s *socket) close() { _ = unix.Close(s.fd) }
+
+// send hands the kernel a buffer of messages.
+func (s *socket) send(b []byte) error {
+	for {
+		err := unix.Sendto(s.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+		if err == unix.EINTR {
+			continue
+		}
+		if err == unix.EMSGSIZE {
+			return fmt.Errorf("%w: %d bytes in one transaction (raise net.core.wmem_max)", err, len(b))
+		}
+		return err
+	}
+}
+
+// receive calls each for every message that waits, and returns when none does or
+// each wants no more.
+func (s *socket) receive(each func(header unix.NlMsghdr, data []byte) (more bool)) error {
+	for {
+		n, _, err := unix.Recvfrom(s.fd, s.recv, unix.MSG_DONTWAIT)
+		switch err {
+		case nil:
+		case unix.EAGAIN:
+			return nil
+		case unix.EINTR:
+			continue
+		case unix.ENOBUFS:
+			return errUnknown
+		default:
+			return os.NewSyscallError("recvfrom", err)
+		}
+		for b := s.recv[:n]; len(b) >= unix.SizeofNlMsghdr; {
+			h := unix.NlMsghdr{
+				Len:   binary.NativeEndian.Uint32(b),
+				Type:  binary.NativeEndian.Uint16(b[4:]),
+				Flags: binary.NativeEndian.Uint16(b[6:]),
+				Seq:   binary.NativeEndian.Uint32(b[8:]),
+			}
+			if h.Len < unix.SizeofNlMsghdr || int(h.Len) > len(b) {
+				return fmt.Errorf("netlink message of %d bytes in %d", h.Len, len(b))
+			}
+			if !each(h, b[unix.SizeofNlMsghdr:h.Len]) {
+				return nil
+			}
+			b = b[min(align(int(h.Len)), len(b)):]
+		}
+	}
+}
+
+// kernelError is an errno with what the kernel says of it, if it does.
+type kernelError struct {
+	errno unix.Errno
+	text  string
+	seq   uint32 // of the message that was refused
+}
+
+func (e *kernelError) Error() string {
+	if e.text != "" {
+		return fmt.Sprintf("%v (%s)", e.errno, e.text)
+	}
+	return e.errno.Error()
+}
+
+func (e *kernelError) Unwrap() error { return e.errno }
+
+// parseError reads the body of an NLMSG_ERROR; an acknowledgement gives nil.
+func parseError(h unix.NlMsghdr, data []byte) error {
+	if len(data) < 4+unix.SizeofNlMsghdr {
+		return unix.EBADMSG
+	}
+	errno := int32(binary.NativeEndian.Uint32(data))
+	if errno == 0 {
+		return nil
+	}
+	e := &kernelError{errno: unix.Errno(-errno), seq: h.Seq}
+	if h.Flags&unix.NLM_F_ACK_TLVS != 0 {
+		rest := data[4+unix.SizeofNlMsghdr:]
+		if h.Flags&unix.NLM_F_CAPPED == 0 {
+			size := int(binary.NativeEndian.Uint32(data[4:]))
+			rest = data[min(4+align(size), len(data)):]
+		}
+		for typ, value := range attributes(rest) {
+			if typ == unix.NLMSGERR_ATTR_MSG {
+				e.text = cString(value)
+			}
+		}
+	}
+	return e
+}
+
+// transact sends a batch and returns once it is in force or refused.
+func (s *socket) transact(b *batch) error {
+	buf := b.finish(s.seq)
+	s.seq += b.count + 2
+	if err := s.send(buf); err != nil {
+		return err
+	}
+	var refused error
+	acknowledged := false
+	err := s.receive(func(h unix.NlMsghdr, data []byte) bool {
+		if h.Type != unix.NLMSG_ERROR {
+			return true
+		}
+		if err := parseError(h, data); err == nil {
+			acknowledged = true
+		} else if refused == nil {
+			refused = err
+		}
+		return true
+	})
+	switch {
+	case refused != nil:
+		return refused
+	case err != nil:
+		return err
+	case !acknowledged && !b.dryRun:
+		return errUnknown
+	}
+	return nil
+}
+
+// request sends one message and hands the attributes of each answer to each,
+// until that wants no more.
+func (s *socket) request(typ, flags uint16, attrs []byte, each func(data []byte) (more bool)) error {
+	s.seq++
+	b := appendHeader(nil, unix.NFNL_SUBSYS_NFTABLES<<8|typ, unix.NLM_F_REQUEST|flags, s.seq, unix.NFPROTO_INET, 0)
+	b = append(b, attrs...)
+	binary.NativeEndian.PutUint32(b, uint32(len(b)))
+	if err := s.send(b); err != nil {
+		return err
+	}
+	var refused error
+	err := s.receive(func(h unix.NlMsghdr, data []byte) bool {
+		switch {
+		case h.Seq != s.seq:
+		case h.Type == unix.NLMSG_ERROR:
+			refused = parseError(h, data)
+		case h.Type == unix.NLMSG_DONE:
+		case len(data) >= 4:
+			return each(data[4:])
+		}
+		return true
+	})
+	if refused != nil {
+		return refused
+	}
+	return err
+}
+
+// generation asks for the ruleset's generation, which every transaction on this
+// network namespace raises by one.
+func (s *socket) generation() (id uint32, err error) {
+	err = s.request(unix.NFT_MSG_GETGEN, 0, nil, func(data []byte) bool {
+		for typ, value := range attributes(data) {
+			if typ == unix.NFTA_GEN_ID && len(value) == 4 {
+				id = binary.BigEndian.Uint32(value)
+			}
+		}
+		return true
+	})
+	return id, err
+}

@@ -1,0 +1,203 @@
+package nft
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+)
+
+// check lets the kernel try the rules without carrying them out.
+func (w *writer) check(r backend.Rules) error {
+	if err := w.connect(); err != nil {
+		return err
+	}
+	_, _, err := w.commitRules(newRuleset(r), r.Table, true)
+	return err
+}
+
+// open puts rules in force in one transaction.
+func (w *writer) open(r backend.Rules) error {
+	if w.opened && r.Table != w.rules.Table {
+		return fmt.Errorf("the table cannot be renamed from %q to %q while running", w.rules.Table, r.Table)
+	}
+	if err := w.connect(); err != nil {
+		return err
+	}
+	rs := newRuleset(r)
+	before, adopted, err := w.commitRules(rs, r.Table, false)
+	if err != nil {
+		return err
+	}
+	first := !w.opened
+	w.rules, w.ruleset, w.opened, w.broken, w.suspect = r, rs, true, nil, false
+	w.remember()
+	switch {
+	case first && adopted && before.sets[forVersion(setGranted, true)] != nil:
+		w.adopting = w.adopt(r.Table)
+	case !adopted || !w.holdsGrants():
+		w.putBackGrants()
+	}
+	w.events.Enforcing(true)
+	w.nudge()
+	return nil
+}
+
+// commitRules turns what stands in the kernel into rs. It returns what stood
+// there, and whether its grants live on.
+func (w *writer) commitRules(rs ruleset, table string, dryRun bool) (before present, adopted bool, err error) {
+	before, err = readTable(table)
+	if err != nil {
+		return before, false, fmt.Errorf("reading table inet %s: %w", table, explain(err))
+	}
+	msgs, err := rs.compile(before)
+	if err != nil {
+		return before, false, err
+	}
+	w.batch.begin(0)
+	w.batch.add(msgs)
+	w.batch.dryRun = dryRun
+	first := w.socket.seq
+	if err := w.socket.transact(&w.batch); err != nil {
+		w.events.Failed("open", err)
+		return before, false, fmt.Errorf("table inet %s: %s: %w", table, blame(err, msgs, first), explain(err))
+	}
+	return before, before.exists && rs.adoptable(before), nil
+}
+
+// blame says which of the messages, numbered after first, the kernel refused.
+func blame(err error, msgs []netlink.Message, first uint32) string {
+	var refused *kernelError
+	if errors.As(err, &refused) {
+		if i := int(refused.seq-first) - 1; i >= 0 && i < len(msgs) {
+			for typ, value := range attributes(msgs[i].Data[4:]) {
+				switch uint16(msgs[i].Header.Type) & 0xff {
+				case unix.NFT_MSG_NEWRULE:
+					if typ == unix.NFTA_RULE_USERDATA && len(value) > 2 {
+						return fmt.Sprintf("the rule for %q", cString(value[2:]))
+					}
+				case unix.NFT_MSG_NEWSET, unix.NFT_MSG_NEWSETELEM:
+					if typ == unix.NFTA_SET_NAME {
+						return "set " + cString(value)
+					}
+				case unix.NFT_MSG_NEWCHAIN:
+					if typ == unix.NFTA_CHAIN_NAME {
+						return "chain " + cString(value)
+					}
+				}
+			}
+		}
+	}
+	return "the transaction was refused"
+}
+
+// remember notes what stands in the kernel now, and of which generation it is,
+// to notice when somebody else changes it.
+func (w *writer) remember() {
+	for range 3 {
+		g, err := w.socket.generation()
+		if err != nil {
+			break
+		}
+		w.generation = g
+		if w.installed, err = readTable(w.rules.Table); err != nil {
+			break
+		}
+		if g, err = w.socket.generation(); err == nil && g == w.generation {
+			return
+		}
+	}
+	w.suspect = true // look again soon
+}
+
+// close ends the writer, and removes the table if so wanted.
+func (w *writer) close(leave backend.Leave) error {
+	close(w.stop)
+	if w.socket == nil {
+		return nil
+	}
+	defer w.socket.close()
+	w.events.Enforcing(false)
+	if leave == backend.Keep || !w.opened {
+		return nil
+	}
+	msgs, err := deleteTable(w.rules.Table)
+	if err != nil {
+		return err
+	}
+	w.batch.begin(0)
+	w.batch.add(msgs)
+	if err := w.socket.transact(&w.batch); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("removing table inet %s: %w", w.rules.Table, explain(err))
+	}
+	return nil
+}
+
+func (w *writer) connect() (err error) {
+	if w.socket == nil {
+		w.socket, err = openSocket()
+	}
+	return explain(err)
+}
+
+// readTable reads the outline of our table, and of no other.
+func readTable(name string) (present, error) {
+	p := present{sets: map[string]*nftables.Set{}, chains: map[string]*nftables.Chain{}, rules: map[string][]uint64{}}
+	c, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return p, err
+	}
+	defer func() { _ = c.CloseLasting() }()
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return p, err
+	}
+	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == name })
+	if i < 0 {
+		return p, nil
+	}
+	p.exists = true
+	table := tables[i]
+	sets, err := c.GetSets(table)
+	if err != nil {
+		return p, err
+	}
+	for _, s := range sets {
+		p.sets[s.Name] = s
+	}
+	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return p, err
+	}
+	for _, ch := range chains {
+		if ch.Table.Name != name {
+			continue
+		}
+		p.chains[ch.Name] = ch
+		rules, err := c.GetRules(table, ch)
+		if err != nil {
+			return p, err
+		}
+		for _, r := range rules {
+			p.rules[ch.Name] = append(p.rules[ch.Name], r.Handle)
+		}
+	}
+	return p, nil
+}
+
+// same reports whether p and q have the same sets, chains and rules. The kernel
+// gives no handle twice, so a rule that was replaced differs.
+func (p present) same(q present) bool {
+	return p.exists == q.exists && sameKeys(p.sets, q.sets) && sameKeys(p.chains, q.chains) &&
+		maps.EqualFunc(p.rules, q.rules, slices.Equal[[]uint64])
+}
+
+func sameKeys[V any](a, b map[string]V) bool {
+	return maps.EqualFunc(a, b, func(V, V) bool { return true })
+}

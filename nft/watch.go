@@ -1,0 +1,149 @@
+package nft
+
+import "time"
+
+// watch looks whether somebody else has changed the ruleset. Every transaction
+// in the network namespace raises the generation by one; the writer knows its
+// own, so any other number means company. Transactions carry the number and
+// notice by themselves; this serves the quiet times in between.
+func (w *writer) watch() {
+	if !w.opened {
+		return
+	}
+	if w.broken != nil {
+		w.repair()
+		return
+	}
+	if !w.committed {
+		if g, err := w.socket.generation(); err == nil && g != w.generation {
+			w.changedByOthers()
+		}
+	}
+	w.committed = false
+	if w.suspect {
+		w.verify()
+	}
+}
+
+// changedByOthers makes the writer believe nothing any more: each grant is
+// looked up in the kernel before it is relied upon again.
+func (w *writer) changedByOthers() {
+	w.inForce.Distrust()
+	w.suspect = true
+	if g, err := w.socket.generation(); err == nil {
+		w.generation = g
+	}
+}
+
+// verify compares the kernel with what was put there, and repairs it.
+func (w *writer) verify() {
+	p, err := readTable(w.rules.Table)
+	if err != nil {
+		w.events.Failed("read", err)
+		w.suspect = true
+		return
+	}
+	if !p.same(w.installed) {
+		w.events.Repaired("rules")
+		w.repair()
+		return
+	}
+	w.suspect = false
+	if !w.holdsGrants() {
+		w.events.Repaired("grants")
+		w.putBackGrants()
+	}
+}
+
+// repair puts the rules in force again.
+func (w *writer) repair() {
+	if w.socket != nil {
+		w.socket.close() // whatever was wrong with it
+		w.socket = nil
+	}
+	if err := w.open(w.rules); err != nil {
+		if w.broken == nil {
+			w.events.Enforcing(false)
+		}
+		w.broken = err
+	}
+}
+
+// holdsGrants asks the kernel for a few of the grants that should be there.
+// Whoever empties a set takes them all.
+func (w *writer) holdsGrants() bool {
+	const few, alive = 4, time.Second
+	soon := time.Now().Add(alive)
+	asked := 0
+	for k, until := range w.inForce.All() {
+		if asked == few {
+			break
+		}
+		if until.Before(soon) {
+			continue
+		}
+		asked++
+		if _, found, err := w.socket.get(w.rules.Table, k); err == nil && !found {
+			return false
+		}
+	}
+	return true
+}
+
+// putBackGrants lets sweep make all grants anew. Until then none is in force.
+func (w *writer) putBackGrants() {
+	w.restore = append(w.restore, w.inForce.Clear()...)
+	w.due = w.due[:0]
+	w.live.v4, w.live.v6 = 0, 0
+}
+
+// An adoption reads the grants that an earlier process has left in the kernel,
+// beside the writer's work: with a million of them it takes minutes.
+type adoption struct{ done chan struct{} }
+
+func (b *Backend) adopt(table string) *adoption {
+	a := &adoption{done: make(chan struct{})}
+	go func() {
+		defer close(a.done)
+		s, err := openSocket()
+		if err != nil {
+			return // the kernel expires them all the same
+		}
+		defer s.close()
+		for _, ipv4 := range []bool{true, false} {
+			last := time.Now()
+			_ = s.dump(table, ipv4, func(part []element) bool {
+				now := time.Now()
+				// A long walk inside the kernel takes a fifth of a core at most.
+				walk := now.Sub(last)
+				if walk > time.Millisecond {
+					time.Sleep(min(4*walk, 200*time.Millisecond))
+				}
+				select {
+				case b.control <- func(w *writer) { w.adoptPart(part, now) }:
+				case <-b.stop:
+					return false
+				}
+				last = time.Now()
+				return true
+			})
+		}
+	}()
+	return a
+}
+
+func (w *writer) adoptPart(part []element, at time.Time) {
+	for _, e := range part {
+		if e.left > 0 && w.inForce.Adopt(e.key, at.Add(e.left)) {
+			w.count1(e.key, 1)
+		}
+	}
+	w.events.Live(w.live.v4, w.live.v6)
+}
+
+// end waits until the adoption has seen that the backend stops.
+func (a *adoption) end() {
+	if a != nil {
+		<-a.done
+	}
+}

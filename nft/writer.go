@@ -1,0 +1,295 @@
+package nft
+
+import (
+	"errors"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
+)
+
+// writer is what the writer's goroutine owns: the connection, and all that it
+// believes of the kernel.
+//
+// Group commit: while the kernel works on one transaction, the answers that
+// arrive pile up and become the next.
+//
+// It works from belief: a key that the table of what is in force holds is in the
+// kernel, any other is not. Additions say EXCL and removals fail on what is
+// absent, so a wrong belief fails the transaction; it is then done once more
+// carefully, asking the kernel for each key first. So nobody has to know what an
+// earlier process, or somebody else, has left behind.
+type writer struct {
+	*Backend
+	socket     *socket
+	rules      backend.Rules
+	ruleset    ruleset
+	opened     bool
+	broken     error   // why the rules are not in force although they should be
+	suspect    bool    // somebody may have changed them
+	installed  present // what stood there after the rules were put in force
+	generation uint32
+	committed  bool // since the last tick
+	adopting   *adoption
+
+	batch   batch
+	plan    plan
+	due     []expiry.Ended[backend.Key] // out of the table, not yet out of the kernel
+	restore []expiry.Ended[backend.Key] // to be put back after somebody emptied the sets
+	live    struct{ v4, v6 int }
+}
+
+// A transaction of some 1,000 elements takes a millisecond; a larger one gains
+// nothing, and others wait longer.
+const perTransaction = 1000
+
+// watchInterval is how often the writer looks whether somebody else has changed
+// the ruleset, when no transaction of its own has told.
+const watchInterval = 40 * time.Millisecond
+
+func (b *Backend) run() {
+	w := &writer{Backend: b}
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	defer close(b.stopped)
+	for !w.stopping() {
+		select {
+		case f := <-b.control:
+			f(w)
+		case <-b.wake:
+			w.serve()
+		case <-tick.C:
+			w.watch()
+			w.sweep()
+		}
+	}
+	w.adopting.end()
+}
+
+func (w *writer) stopping() bool {
+	select {
+	case <-w.stop:
+		return true
+	default:
+		return false
+	}
+}
+
+// serve commits what is pending, up to one transaction's worth.
+func (w *writer) serve() {
+	if !w.opened {
+		return // they wait for Open, or give up
+	}
+	reqs, more := w.take(perTransaction)
+	if w.broken != nil {
+		w.repair()
+	}
+	if w.broken != nil {
+		for _, r := range reqs {
+			r.settle(w.broken)
+		}
+	} else {
+		w.commit(reqs)
+	}
+	if more {
+		w.nudge()
+	}
+}
+
+// sweep removes what has run out and puts back what is to be restored, one
+// transaction at a time, so that no answer waits long for it.
+func (w *writer) sweep() {
+	if !w.opened || w.broken != nil {
+		return
+	}
+	for {
+		var reqs []*request
+		if n := min(len(w.restore), perTransaction); n > 0 {
+			r := &request{}
+			for _, e := range w.restore[:n] {
+				r.grants = append(r.grants, backend.Grant{Addr: e.Key.Addr(), Until: e.Until})
+			}
+			w.restore = w.restore[n:]
+			reqs = append(reqs, r)
+		}
+		before := len(w.due)
+		w.due = w.inForce.Due(time.Now(), perTransaction, w.due)
+		w.count(w.due[before:], -1)
+		if len(reqs) == 0 && len(w.due) == 0 {
+			return
+		}
+		if err := w.try(reqs); err != nil {
+			return
+		}
+		w.serve()
+	}
+}
+
+// commit puts the requests' grants in force and settles each request. If that
+// fails for the requests together, it tries halves: what is wrong with one must
+// not fail its neighbours.
+func (w *writer) commit(reqs []*request) {
+	err := w.try(reqs)
+	if err != nil && len(reqs) > 1 && w.broken == nil {
+		w.commit(reqs[:len(reqs)/2])
+		w.commit(reqs[len(reqs)/2:])
+		return
+	}
+	for _, r := range reqs {
+		r.settle(err)
+	}
+}
+
+// try puts the grants of all requests in force, or says why it cannot.
+func (w *writer) try(reqs []*request) error {
+	var err error
+	careful := false
+	for range 4 {
+		err = w.transact(reqs, careful)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, unix.ERESTART):
+			w.changedByOthers()
+		case careful && errors.Is(err, unix.ENOENT), errors.Is(err, unix.EPERM):
+			w.verify()
+		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EEXIST), errors.Is(err, unix.EBUSY), errors.Is(err, errUnknown):
+		default:
+			w.events.Failed("commit", err)
+			return explain(err)
+		}
+		if w.broken != nil {
+			return w.broken
+		}
+		careful = true
+	}
+	w.events.Failed("commit", err)
+	return explain(err)
+}
+
+// transact makes one transaction of the requests and of what has run out. Where
+// it is careful, it asks the kernel for every key instead of believing.
+func (w *writer) transact(reqs []*request, careful bool) error {
+	now := time.Now()
+	p := &w.plan
+	p.reset()
+	for _, r := range reqs {
+		for _, g := range r.grants {
+			p.want(backend.KeyOf(g.Addr), g.Until.Sub(now))
+		}
+	}
+	for i := range p.grants {
+		if err := w.look(&p.grants[i], now, careful); err != nil {
+			return err
+		}
+	}
+	before := len(w.due)
+	w.due = w.inForce.Due(now, max(len(p.grants), perTransaction/10), w.due)
+	w.count(w.due[before:], -1)
+	if err := w.planRemovals(now, careful); err != nil {
+		return err
+	}
+	p.sort()
+	if !p.empty() {
+		if err := w.send(); err != nil {
+			return err
+		}
+		w.events.Committed(p.made, p.renewed, len(w.due), time.Since(now))
+	}
+	for i := range p.grants {
+		g := &p.grants[i]
+		if g.left <= 0 && !g.present {
+			continue // too late to restore
+		}
+		if w.inForce.Set(g.key, now.Add(max(g.left, g.has))) {
+			w.count1(g.key, 1)
+		}
+	}
+	w.due = w.due[:0]
+	w.events.Live(w.live.v4, w.live.v6)
+	return nil
+}
+
+// look finds out what the kernel has of a grant.
+func (w *writer) look(g *planned, now time.Time, careful bool) error {
+	until, confirmed := w.inForce.Lookup(g.key)
+	if !careful && (confirmed || until.IsZero()) {
+		g.present = confirmed
+		if confirmed {
+			g.has = until.Sub(now)
+		}
+		return nil
+	}
+	left, found, err := w.socket.get(w.rules.Table, g.key)
+	if err != nil {
+		return err
+	}
+	g.present, g.has = found, left
+	return nil
+}
+
+// planRemovals decides what to do about grants that have run out: remove those
+// that the kernel has not ended by itself yet.
+func (w *writer) planRemovals(now time.Time, careful bool) error {
+	for _, e := range w.due {
+		if g := w.plan.find(e.Key); g != nil && g.present {
+			continue // removed and made anew
+		}
+		present := e.Until.Sub(now) > tickOfKernel
+		if careful && present {
+			var err error
+			if _, present, err = w.socket.get(w.rules.Table, e.Key); err != nil {
+				return err
+			}
+		}
+		if present {
+			w.plan.remove(e.Key)
+		}
+	}
+	return nil
+}
+
+// tickOfKernel is how far the kernel's timers may be from ours: two jiffies at
+// the slowest HZ in use, 100.
+const tickOfKernel = 20 * time.Millisecond
+
+// send commits the plan.
+func (w *writer) send() error {
+	w.batch.begin(w.generation)
+	for i, ipv4 := range []bool{true, false} {
+		w.batch.addElements(unix.NFT_MSG_DELSETELEM, 0, w.rules.Table, ipv4, w.plan.removals[i])
+	}
+	for i, ipv4 := range []bool{true, false} {
+		w.batch.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE|unix.NLM_F_EXCL, w.rules.Table, ipv4, w.plan.additions[i])
+	}
+	if err := w.socket.transact(&w.batch); err != nil {
+		return err
+	}
+	w.committed = true
+	w.generation = next(w.generation)
+	return nil
+}
+
+// next is the generation after g, which is never 0 (nf_tables_commit).
+func next(g uint32) uint32 {
+	if g+1 == 0 {
+		return 1
+	}
+	return g + 1
+}
+
+func (w *writer) count(keys []expiry.Ended[backend.Key], by int) {
+	for i := range keys {
+		w.count1(keys[i].Key, by)
+	}
+}
+
+func (w *writer) count1(k backend.Key, by int) {
+	if k.Is4() {
+		w.live.v4 += by
+	} else {
+		w.live.v6 += by
+	}
+}

@@ -1,0 +1,58 @@
+// Package ipdestinationguard is a CoreDNS plugin that lets a machine, or the
+// network behind it, connect only to what its DNS has just answered.
+package ipdestinationguard
+
+import (
+	"context"
+
+	"github.com/coredns/coredns/plugin"
+	"github.com/miekg/dns"
+)
+
+// Name is the directive in the Corefile; ready and metadata know the plugin by
+// it as well.
+const name = "ipdestinationguard"
+
+// Handler stands in the plugin chain of a server block.
+type Handler struct {
+	Next  plugin.Handler
+	guard *guard
+}
+
+var _ plugin.Handler = (*Handler)(nil)
+
+// Name implements plugin.Handler.
+func (*Handler) Name() string { return name }
+
+// ServeDNS implements plugin.Handler.
+func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	if !guarded(ctx, r) {
+		return plugin.NextOrFailure(name, h.Next, ctx, w, r)
+	}
+	q := &query{Context: ctx, ResponseWriter: w, guard: h.guard, request: r, question: r.Question[0]}
+	rcode, err := plugin.NextOrFailure(name, h.Next, q, q, r)
+	if q.refused {
+		// The client has its SERVFAIL. Whatever the chain thinks, the server
+		// must not answer a second time.
+		return dns.RcodeSuccess, err
+	}
+	return rcode, err
+}
+
+// guarded reports whether the answer to r gives addresses to a client. A zone
+// transfer does not, and writes from a goroutine of its own. Nor does a lookup
+// that another plugin makes through the whole chain (dns64, a CNAME's target in
+// file): what comes of it is part of the answer that is read outside.
+func guarded(ctx context.Context, r *dns.Msg) bool {
+	if r.Opcode != dns.OpcodeQuery || len(r.Question) == 0 {
+		return false
+	}
+	switch r.Question[0].Qtype {
+	case dns.TypeAXFR, dns.TypeIXFR:
+		return false
+	}
+	return ctx.Value(insideKey{}) == nil
+}
+
+// Ready implements ready.Readiness: the rules are in force.
+func (h *Handler) Ready() bool { return h.guard.enforcing.Load() }

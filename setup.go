@@ -1,0 +1,171 @@
+package ipdestinationguard
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/coredns/caddy"
+	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/plugin"
+	clog "github.com/coredns/coredns/plugin/pkg/log"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/nft"
+)
+
+var log = clog.NewWithPlugin(name)
+
+func init() {
+	plugin.Register(name, setup)
+	caddy.RegisterEventHook(name, func(event caddy.EventName, info any) error {
+		if instance, ok := info.(*caddy.Instance); ok && event == caddy.InstanceStartupEvent {
+			started(instance)
+		}
+		return nil
+	})
+}
+
+// newBackend is the one place that picks what enforces.
+var newBackend = func(inForce *backend.InForce, events backend.Observer) backend.Backend {
+	return nft.New(inForce, events)
+}
+
+// process holds the guard that runs, if one does.
+var process struct {
+	sync.Mutex
+	guard *guard
+}
+
+// engine returns the guard of this process and makes it if there is none. It
+// touches nothing outside before it is armed.
+func engine() *guard {
+	process.Lock()
+	defer process.Unlock()
+	if process.guard == nil {
+		process.guard = newGuard(newBackend, time.Now)
+	}
+	return process.guard
+}
+
+// running returns the guard of this process, or nil.
+func running() *guard {
+	process.Lock()
+	defer process.Unlock()
+	return process.guard
+}
+
+// generation is what the server blocks of one Corefile have in common.
+type generation struct {
+	settings *settings
+	joined   string // the place of the first block without settings
+}
+
+type generationKey struct{}
+
+// setup reads one server block's directive. It has no effect outside.
+func setup(c *caddy.Controller) error {
+	s, place, err := parse(c)
+	if err != nil {
+		return plugin.Error(name, err)
+	}
+	gen, _ := c.Get(generationKey{}).(*generation)
+	if gen == nil {
+		gen = &generation{}
+		c.Set(generationKey{}, gen)
+		c.OnStartup(gen.check)
+		c.OnFinalShutdown(shutdown)
+	}
+	if err := gen.add(s, place); err != nil {
+		return plugin.Error(name, err)
+	}
+	dnsserver.GetConfig(c).AddPlugin(func(next plugin.Handler) plugin.Handler {
+		return &Handler{Next: next, guard: engine()}
+	})
+	return nil
+}
+
+// add takes what one server block says.
+func (gen *generation) add(s *settings, place string) error {
+	switch {
+	case s == nil:
+		if gen.joined == "" {
+			gen.joined = place
+		}
+	case gen.settings == nil:
+		gen.settings = s
+	default:
+		if text := s.contradiction(gen.settings); text != "" {
+			return errors.New(text)
+		}
+		gen.settings.warnings = append(gen.settings.warnings, s.warnings...)
+	}
+	return nil
+}
+
+// check runs when every server block has been read and before anything has been
+// touched. The rules are put in force only when all plugins and all servers have
+// started (see started): so a start that fails, because a port is taken, say,
+// neither locks anybody out nor changes what the previous Corefile has set up.
+func (gen *generation) check() error {
+	s := gen.settings
+	if s == nil {
+		return plugin.Error(name, fmt.Errorf("%s joins a guard, but no server block sets one up: say in one of them which of nft-local, nft-gateway and nft-both it is", gen.joined))
+	}
+	for _, w := range s.warnings {
+		log.Warning(w)
+	}
+	g := engine()
+	if g.enforcing.Load() && g.settings.Load().table != s.table {
+		return plugin.Error(name, fmt.Errorf("%s: the table cannot be renamed from %q to %q by a reload: restart CoreDNS", s.place, g.settings.Load().table, s.table))
+	}
+	if err := g.backend.Check(s.rules()); err != nil {
+		return plugin.Error(name, fmt.Errorf("%s: the firewall cannot be set up: %w", s.place, err))
+	}
+	return nil
+}
+
+// started puts the rules of a Corefile in force, at the first start and after
+// each reload that has succeeded.
+func started(instance *caddy.Instance) {
+	instance.StorageMu.RLock()
+	gen, _ := instance.Storage[generationKey{}].(*generation)
+	instance.StorageMu.RUnlock()
+	g := running()
+	switch {
+	case g == nil:
+	case gen == nil:
+		log.Warningf("The new Corefile has no %s any more", name)
+		_ = shutdown()
+	default:
+		if err := g.arm(gen.settings); err != nil {
+			if !g.enforcing.Load() {
+				log.Fatalf("The firewall cannot be set up: %v", err)
+			}
+			log.Errorf("The rules of the new Corefile cannot be put in force, the previous ones stay: %v", err)
+			return
+		}
+		log.Infof("In force: mode %s, table inet %s", gen.settings.mode, gen.settings.table)
+	}
+}
+
+// shutdown ends the guard. It returns no error: that would keep other plugins
+// from shutting down.
+func shutdown() error {
+	process.Lock()
+	g := process.guard
+	process.guard = nil
+	process.Unlock()
+	if g == nil {
+		return nil
+	}
+	s := g.settings.Load()
+	switch err := g.close(); {
+	case err != nil:
+		log.Errorf("Table inet %s could not be removed: %v", s.table, err)
+	case s.onExit == backend.Keep && s.mode != "":
+		log.Infof("Table inet %s stays: what no grant covers is refused (nft delete table inet %s undoes it)", s.table, s.table)
+	}
+	return nil
+}
