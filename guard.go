@@ -115,10 +115,12 @@ var _ backend.Observer = (*observer)(nil)
 func (o *observer) Committed(made, renewed, removed int, took time.Duration) {
 	grantsMade.Add(float64(made))
 	grantsRenewed.Add(float64(renewed))
-	grantsExpired.Add(float64(removed))
 	transactionSize.Observe(float64(made + renewed + removed))
 	transactionSeconds.Observe(took.Seconds())
 }
+
+// Expired implements backend.Observer.
+func (o *observer) Expired(n int) { grantsExpired.Add(float64(n)) }
 
 // Failed implements backend.Observer.
 func (o *observer) Failed(op string, err error) {

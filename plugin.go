@@ -29,7 +29,8 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 	if !guarded(ctx, r) {
 		return plugin.NextOrFailure(name, h.Next, ctx, w, r)
 	}
-	q := &query{Context: ctx, ResponseWriter: w, guard: h.guard, request: r, question: r.Question[0]}
+	q := newQuery()
+	q.Context, q.ResponseWriter, q.guard, q.request, q.question = ctx, w, h.guard, r, r.Question[0]
 	rcode, err := plugin.NextOrFailure(name, h.Next, q, q, r)
 	if q.refused {
 		// The client has its SERVFAIL. Whatever the chain thinks, the server

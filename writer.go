@@ -3,6 +3,7 @@ package ipdestinationguard
 import (
 	"context"
 	"errors"
+	"sync"
 
 	"github.com/miekg/dns"
 )
@@ -18,6 +19,25 @@ type query struct {
 	question dns.Question // as the client asked it: rewrite changes the request
 	refused  bool
 }
+
+// newQuery returns a zero query. Queries are made by the block, since most need
+// nothing else from the heap; but none is used twice: a plugin may keep its
+// context or writer for longer than ServeDNS takes, as cache does to prefetch.
+func newQuery() *query {
+	b := blocks.Get().(*block)
+	q := &b.queries[b.used]
+	if b.used++; b.used < len(b.queries) {
+		blocks.Put(b)
+	}
+	return q
+}
+
+type block struct {
+	queries [32]query
+	used    int
+}
+
+var blocks = sync.Pool{New: func() any { return new(block) }}
 
 // insideKey is known to the contexts that queries hand on.
 type insideKey struct{}

@@ -95,9 +95,12 @@ type InForce = expiry.Table[Key]
 // Observer hears what a backend does. Its methods are called from the backend's
 // own goroutine and must not block.
 type Observer interface {
-	// Committed: one transaction, with so many grants made, renewed and
-	// removed, was acknowledged after took.
+	// Committed: one transaction, with so many grants made and renewed and so
+	// many removals, was acknowledged after took.
 	Committed(made, renewed, removed int, took time.Duration)
+
+	// Expired: so many grants have run out.
+	Expired(n int)
 
 	// Failed: the operation op ("commit", "read", "open", ...) was refused.
 	Failed(op string, err error)
@@ -117,9 +120,6 @@ type Observer interface {
 var (
 	// ErrClosed is returned by every method after Close.
 	ErrClosed = errors.New("the backend is closed")
-
-	// ErrNotOpen is returned by Grant before the first Open.
-	ErrNotOpen = errors.New("the rules are not in force yet")
 
 	// ErrFull means that a set holds as many grants as it may.
 	ErrFull = errors.New("the set of grants is full")

@@ -77,25 +77,31 @@ func (b *Backend) Open(r backend.Rules) error {
 // Grant implements [backend.Backend]. Concurrent calls share transactions.
 func (b *Backend) Grant(ctx context.Context, grants []backend.Grant) error {
 	r := &request{grants: grants, done: make(chan error, 1)}
-	b.mu.Lock()
-	switch {
-	case b.closed:
-		b.mu.Unlock()
-		return backend.ErrClosed
-	case b.waiting+len(grants) > maxWaiting && b.waiting > 0:
-		b.mu.Unlock()
-		return backend.ErrBusy
+	if err := b.enqueue(r); err != nil {
+		return err
 	}
-	b.pending = append(b.pending, r)
-	b.waiting += len(grants)
-	b.mu.Unlock()
-	b.nudge()
 	select {
 	case err := <-r.done:
 		return err
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// enqueue lets the writer find the request.
+func (b *Backend) enqueue(r *request) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.closed:
+		return backend.ErrClosed
+	case b.waiting > 0 && b.waiting+len(r.grants) > maxWaiting:
+		return backend.ErrBusy
+	}
+	b.pending = append(b.pending, r)
+	b.waiting += len(r.grants)
+	b.nudge()
+	return nil
 }
 
 // List implements [backend.Backend] by dumping the kernel's sets.

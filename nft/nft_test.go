@@ -15,6 +15,7 @@ type quiet struct{}
 
 func (quiet) Committed(made, renewed, removed int, took time.Duration) {}
 func (quiet) Failed(op string, err error)                              {}
+func (quiet) Expired(n int)                                            {}
 func (quiet) Live(ipv4, ipv6 int)                                      {}
 func (quiet) Repaired(what string)                                     {}
 func (quiet) Enforcing(bool)                                           {}

@@ -13,8 +13,8 @@ type plan struct {
 
 	// By IP version: IPv4, IPv6. Removals come first, so that a grant in both
 	// is renewed in one step.
-	removals, additions [2][]element
-	made, renewed       int
+	removals, additions    [2][]element
+	made, renewed, removed int
 }
 
 // planned is one grant that the transaction is to put in force.
@@ -31,7 +31,7 @@ func (p *plan) reset() {
 	for i := range p.removals {
 		p.removals[i], p.additions[i] = p.removals[i][:0], p.additions[i][:0]
 	}
-	p.made, p.renewed = 0, 0
+	p.made, p.renewed, p.removed = 0, 0, 0
 }
 
 // few is how many grants are searched faster one by one.

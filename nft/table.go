@@ -52,23 +52,39 @@ func (w *writer) open(r backend.Rules) error {
 // commitRules turns what stands in the kernel into rs. It returns what stood
 // there, and whether its grants live on.
 func (w *writer) commitRules(rs ruleset, table string, dryRun bool) (before present, adopted bool, err error) {
-	before, err = readTable(table)
+	for range 5 {
+		before, err = w.tryRules(rs, table, dryRun)
+		if !errors.Is(err, unix.ERESTART) { // somebody else came between
+			break
+		}
+	}
 	if err != nil {
-		return before, false, fmt.Errorf("reading table inet %s: %w", table, explain(err))
+		w.events.Failed("open", err)
+		return before, false, fmt.Errorf("table inet %s: %w", table, err)
+	}
+	return before, before.exists && rs.adoptable(before), nil
+}
+
+func (w *writer) tryRules(rs ruleset, table string, dryRun bool) (before present, err error) {
+	generation, err := w.socket.generation()
+	if err != nil {
+		return before, fmt.Errorf("reading: %w", explain(err))
+	}
+	if before, err = readTable(table); err != nil {
+		return before, fmt.Errorf("reading: %w", explain(err))
 	}
 	msgs, err := rs.compile(before)
 	if err != nil {
-		return before, false, err
+		return before, err
 	}
-	w.batch.begin(0)
+	w.batch.begin(generation)
 	w.batch.add(msgs)
 	w.batch.dryRun = dryRun
 	first := w.socket.seq
 	if err := w.socket.transact(&w.batch); err != nil {
-		w.events.Failed("open", err)
-		return before, false, fmt.Errorf("table inet %s: %s: %w", table, blame(err, msgs, first), explain(err))
+		return before, fmt.Errorf("%s: %w", blame(err, msgs, first), explain(err))
 	}
-	return before, before.exists && rs.adoptable(before), nil
+	return before, nil
 }
 
 // blame says which of the messages, numbered after first, the kernel refused.

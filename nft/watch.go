@@ -45,7 +45,7 @@ func (w *writer) verify() {
 	}
 	if !p.same(w.installed) {
 		w.events.Repaired("rules")
-		w.repair()
+		w.reopen()
 		return
 	}
 	w.suspect = false
@@ -55,19 +55,30 @@ func (w *writer) verify() {
 	}
 }
 
-// repair puts the rules in force again.
+// repair tries to put the rules in force again where they are not, now and then.
 func (w *writer) repair() {
+	if w.broken != nil && time.Now().After(w.retryAt) {
+		w.reopen()
+	}
+}
+
+// reopen puts the rules in force again, over a new connection: the old one may
+// be what is wrong.
+func (w *writer) reopen() {
 	if w.socket != nil {
-		w.socket.close() // whatever was wrong with it
+		w.socket.close()
 		w.socket = nil
 	}
 	if err := w.open(w.rules); err != nil {
 		if w.broken == nil {
 			w.events.Enforcing(false)
 		}
-		w.broken = err
+		w.broken, w.retryAt = err, time.Now().Add(retryInterval)
 	}
 }
+
+// retryInterval is how long answers get SERVFAIL without another try.
+const retryInterval = 100 * time.Millisecond
 
 // holdsGrants asks the kernel for a few of the grants that should be there.
 // Whoever empties a set takes them all.

@@ -27,7 +27,8 @@ type writer struct {
 	rules      backend.Rules
 	ruleset    ruleset
 	opened     bool
-	broken     error   // why the rules are not in force although they should be
+	broken     error // why the rules are not in force although they should be
+	retryAt    time.Time
 	suspect    bool    // somebody may have changed them
 	installed  present // what stood there after the rules were put in force
 	generation uint32
@@ -83,9 +84,7 @@ func (w *writer) serve() {
 		return // they wait for Open, or give up
 	}
 	reqs, more := w.take(perTransaction)
-	if w.broken != nil {
-		w.repair()
-	}
+	w.repair()
 	if w.broken != nil {
 		for _, r := range reqs {
 			r.settle(w.broken)
@@ -196,7 +195,7 @@ func (w *writer) transact(reqs []*request, careful bool) error {
 		if err := w.send(); err != nil {
 			return err
 		}
-		w.events.Committed(p.made, p.renewed, len(w.due), time.Since(now))
+		w.events.Committed(p.made, p.renewed, p.removed, time.Since(now))
 	}
 	for i := range p.grants {
 		g := &p.grants[i]
@@ -207,7 +206,10 @@ func (w *writer) transact(reqs []*request, careful bool) error {
 			w.count1(g.key, 1)
 		}
 	}
-	w.due = w.due[:0]
+	if len(w.due) > 0 {
+		w.events.Expired(len(w.due))
+		w.due = w.due[:0]
+	}
 	w.events.Live(w.live.v4, w.live.v6)
 	return nil
 }
@@ -246,6 +248,7 @@ func (w *writer) planRemovals(now time.Time, careful bool) error {
 		}
 		if present {
 			w.plan.remove(e.Key)
+			w.plan.removed++
 		}
 	}
 	return nil
