@@ -31,8 +31,8 @@ else
 endif
 
 .PHONY: demo
-demo: ## a guarded host in a small world of its own, in plain words
-	$(GO) run ./cmd/demo
+demo: build ## a guarded host and a guarded network, in plain words
+	@$(GO) run ./cmd/demo -coredns '$(abspath $(BINARY))'
 
 .PHONY: bench
 bench: ## how fast it is, on this machine

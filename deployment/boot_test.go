@@ -1,0 +1,46 @@
+package deployment
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+// While the machine boots the same passes as when CoreDNS runs and has answered
+// nobody: the rules that are the same in both are word for word the same.
+func TestBootRulesAreCoreDNSs(t *testing.T) {
+	running := chains(read(t, "../nft/testdata/both.nft"))
+	for file, names := range map[string][]string{
+		"boot-server.nft":  {"output"},
+		"boot-gateway.nft": {"output", "forward"},
+	} {
+		boot := chains(read(t, file))
+		for _, name := range names {
+			if len(boot[name]) < 6 || !slices.Equal(boot[name], running[name]) {
+				t.Errorf("%s, chain %s:\n%s\nCoreDNS has, apart from its sets:\n%s",
+					file, name, strings.Join(boot[name], "\n"), strings.Join(running[name], "\n"))
+			}
+		}
+	}
+}
+
+// chains returns the rules of each chain, without those that look into a set, and
+// the last one without what it counts and says.
+func chains(ruleset string) map[string][]string {
+	rules := map[string][]string{}
+	var chain string
+	for line := range strings.Lines(ruleset) {
+		line = strings.TrimSpace(line)
+		if rest, ok := strings.CutPrefix(line, "chain "); ok {
+			chain = strings.TrimSuffix(rest, " {")
+		}
+		switch {
+		case strings.Contains(line, "@"), strings.HasPrefix(line, "#"):
+		case strings.Contains(line, " reject with icmpx "):
+			rules[chain] = append(rules[chain], "reject")
+		case strings.Contains(line, " comment "), strings.HasPrefix(line, "type filter"):
+			rules[chain] = append(rules[chain], line)
+		}
+	}
+	return rules
+}
