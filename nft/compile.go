@@ -29,9 +29,14 @@ type present struct {
 // adoptable reports whether the table's grants can be kept: nothing in it
 // stands in the way of the wanted sets and chains.
 func (rs ruleset) adoptable(p present) bool {
+	for _, have := range p.sets {
+		if have.IsMap {
+			return false // none of ours; its verdicts would hold on to chains
+		}
+	}
 	for _, s := range rs.sets {
 		if have := p.sets[s.name]; have != nil && s.timeout &&
-			(!have.HasTimeout || have.IsMap || have.Interval || have.KeyType.Name != s.key.Name || have.Size != uint32(s.size)) {
+			(!have.HasTimeout || have.Interval || have.KeyType.Name != s.key.Name || have.Size != uint32(s.size)) {
 			return false
 		}
 	}
@@ -46,10 +51,11 @@ func (rs ruleset) adoptable(p present) bool {
 
 // compile returns the messages of one transaction that turns what is present
 // into the ruleset. Live grants survive it, unless what is present is of some
-// other make; then it is replaced whole.
-func (rs ruleset) compile(p present) ([]netlink.Message, error) {
+// other make; then it is replaced whole. Where it is the first arming,
+// connections may go on that are older than connection tracking.
+func (rs ruleset) compile(p present, first bool) ([]netlink.Message, error) {
 	table := &nftables.Table{Name: rs.table, Family: nftables.TableFamilyINet}
-	fresh := p.sets[setArming] == nil // also where a boot-time ruleset stands
+	first = first && p.sets[setArming] == nil // also where a boot-time ruleset stands
 	msgs, err := compose(func(c *nftables.Conn) error {
 		c.AddTable(table)
 		if !p.exists {
@@ -75,7 +81,7 @@ func (rs ruleset) compile(p present) ([]netlink.Message, error) {
 		msgs = append(msgs, more...)
 	}
 	more, err := compose(func(c *nftables.Conn) error {
-		if fresh {
+		if first {
 			if err := c.SetAddElements(&nftables.Set{Name: setArming, Table: table, HasTimeout: true}, []nftables.SetElement{
 				{Key: []byte{unix.NFPROTO_IPV4}, Timeout: armingPeriod},
 				{Key: []byte{unix.NFPROTO_IPV6}, Timeout: armingPeriod},

@@ -4,13 +4,16 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"go4.org/netipx"
+	"golang.org/x/sys/unix"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
@@ -20,9 +23,14 @@ import (
 // what has run out, the kernel only has to be sure to do it some time.
 const gcInterval = time.Minute
 
-// print writes the table as `nft list table` does. elements tells what a set
-// with timeouts holds, already as text.
-func (rs ruleset) print(w io.Writer, elements func(set string) []string) {
+// contents is what the kernel adds to a ruleset in use, as text.
+type contents struct {
+	elements map[string][]string // of sets with timeouts, by set
+	counters map[string]string   // of the last rule, by chain
+}
+
+// print writes the table as `nft list table` does.
+func (rs ruleset) print(w io.Writer, now contents) {
 	fmt.Fprintf(w, "table inet %s {\n", rs.table)
 	for _, s := range rs.sets {
 		fmt.Fprintf(w, "\tset %s {\n\t\ttype %s\n", s.name, s.key.Name)
@@ -36,9 +44,7 @@ func (rs ruleset) print(w io.Writer, elements func(set string) []string) {
 			if s.size > 0 {
 				fmt.Fprintf(w, "\t\tgc-interval %dm\n", int(gcInterval.Minutes()))
 			}
-			if elements != nil {
-				have = elements(s.name)
-			}
+			have = now.elements[s.name]
 		case s.interval():
 			fmt.Fprint(w, "\t\tflags interval\n")
 			for _, r := range s.ranges {
@@ -59,7 +65,11 @@ func (rs ruleset) print(w io.Writer, elements func(set string) []string) {
 		}
 		fmt.Fprintf(w, "\tchain %s {\n\t\ttype filter hook %s priority filter; policy drop;\n", c.name, hookNames[*c.hook])
 		for _, r := range c.rules {
-			fmt.Fprintf(w, "\t\t%s\n", r)
+			text := r.String()
+			if counted := now.counters[c.name]; counted != "" {
+				text = strings.Replace(text, counter.text, counted, 1)
+			}
+			fmt.Fprintf(w, "\t\t%s\n", text)
 		}
 		fmt.Fprint(w, "\t}\n")
 	}
@@ -81,16 +91,12 @@ func (r rule) String() string {
 	return b.String()
 }
 
-// perLine is how many elements nft puts on a line.
+// perLine is how many elements nft puts on a line: two of those that are short.
 func perLine(s set) int {
-	switch {
-	case s.timeout:
-		return 1
-	case s.key == nftables.TypeIPAddr:
+	if s.key.Bytes <= 4 {
 		return 2
-	default:
-		return 1
 	}
+	return 1
 }
 
 func printElements(w io.Writer, elements []string, perLine int) {
@@ -122,27 +128,63 @@ func rangeText(r netipx.IPRange) string {
 }
 
 // Print writes the rules as `nft list table` prints them, with the grants that
-// the kernel holds.
+// the kernel holds and what it has counted.
 func Print(w io.Writer, r backend.Rules) error {
-	s, err := openSocket()
+	rs := newRuleset(r)
+	now, err := rs.read()
 	if err != nil {
-		return err
+		return explain(err)
 	}
-	defer s.close()
-	held := map[string][]string{}
-	for _, ipv4 := range []bool{true, false} {
-		var all []element
-		if err := s.dump(r.Table, ipv4, func(part []element) bool { all = append(all, part...); return true }); err != nil {
-			return explain(err)
-		}
-		slices.SortFunc(all, func(a, b element) int { return bytes.Compare(a.key[:], b.key[:]) })
-		name := forVersion(setGranted, ipv4)
-		for _, e := range all {
-			held[name] = append(held[name], fmt.Sprintf("%s expires %s", e.key.Addr(), duration(e.left)))
-		}
-	}
-	newRuleset(r).print(w, func(set string) []string { return held[set] })
+	rs.print(w, now)
 	return nil
+}
+
+func (rs ruleset) read() (contents, error) {
+	now := contents{map[string][]string{}, map[string]string{}}
+	c, err := nftables.New()
+	if err != nil {
+		return now, err
+	}
+	table := &nftables.Table{Name: rs.table, Family: nftables.TableFamilyINet}
+	for _, s := range rs.sets {
+		if !s.timeout {
+			continue
+		}
+		elements, err := c.GetSetElements(&nftables.Set{Table: table, Name: s.name})
+		if err != nil {
+			return now, err
+		}
+		slices.SortFunc(elements, func(a, b nftables.SetElement) int { return bytes.Compare(a.Key, b.Key) })
+		for _, e := range elements {
+			now.elements[s.name] = append(now.elements[s.name],
+				fmt.Sprintf("%s timeout %s expires %s", keyText(e.Key), duration(e.Timeout), duration(e.Expires)))
+		}
+	}
+	for _, ch := range rs.chains {
+		rules, err := c.GetRules(table, &nftables.Chain{Table: table, Name: ch.name})
+		if err != nil {
+			return now, err
+		}
+		for _, r := range rules {
+			for _, e := range r.Exprs {
+				if e, ok := e.(*expr.Counter); ok {
+					now.counters[ch.name] = fmt.Sprintf("counter packets %d bytes %d", e.Packets, e.Bytes)
+				}
+			}
+		}
+	}
+	return now, nil
+}
+
+// keyText is the key of an element as nft prints it: an address or an IP version.
+func keyText(key []byte) string {
+	if addr, ok := netip.AddrFromSlice(key); ok {
+		return addr.String()
+	}
+	if key[0] == unix.NFPROTO_IPV4 {
+		return "ipv4"
+	}
+	return "ipv6"
 }
 
 // duration writes d as nft does: 1m29s984ms.

@@ -73,7 +73,7 @@ func (w *writer) tryRules(rs ruleset, table string, dryRun bool) (before present
 	if before, err = readTable(table); err != nil {
 		return before, fmt.Errorf("reading: %w", explain(err))
 	}
-	msgs, err := rs.compile(before)
+	msgs, err := rs.compile(before, !w.opened)
 	if err != nil {
 		return before, err
 	}
