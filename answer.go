@@ -102,40 +102,36 @@ func appendTarget(buf []target, ip net.IP, ttl uint32) []target {
 }
 
 // follow returns the names that lead from the question's name, itself first,
-// however the records are ordered.
+// however the records are ordered. Each name looks at each record once.
 func follow(name string, answer []dns.RR, chain []link) ([]link, error) {
 	chain = append(chain, link{name, math.MaxUint32})
-	for grown := true; grown; {
-		grown = false
+	for i := 0; i < len(chain); i++ {
 		for _, rr := range answer {
-			next, ok := alias(rr, chain)
+			next, ok := chain[i].alias(rr)
 			if !ok || find(chain, next.name) != nil {
 				continue
 			}
 			if len(chain) == maxChain {
 				return nil, errChain
 			}
-			chain, grown = append(chain, next), true
+			chain = append(chain, next)
 		}
 	}
 	return chain, nil
 }
 
-// alias returns where rr leads from a name in the chain, if it does.
-func alias(rr dns.RR, chain []link) (next link, ok bool) {
+// alias returns where rr leads from l, if it does.
+func (l link) alias(rr dns.RR) (next link, ok bool) {
 	switch rr := rr.(type) {
 	case *dns.CNAME:
-		if l := find(chain, rr.Hdr.Name); l != nil {
-			return link{rr.Target, min(l.ttl, rr.Hdr.Ttl)}, true
-		}
+		next.name, ok = rr.Target, sameName(l.name, rr.Hdr.Name)
 	case *dns.DNAME:
-		for _, l := range chain {
-			if name, ok := substitute(l.name, rr); ok {
-				return link{name, min(l.ttl, rr.Hdr.Ttl)}, true
-			}
-		}
+		next.name, ok = substitute(l.name, rr)
+	default:
+		return link{}, false
 	}
-	return link{}, false
+	next.ttl = min(l.ttl, rr.Header().Ttl)
+	return next, ok
 }
 
 // substitute puts the target of a DNAME in the place of its owner at the end of

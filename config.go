@@ -308,7 +308,7 @@ func (p *parser) addInterfaces(names []string) error {
 		switch {
 		case len(n) > 15:
 			return p.Errf("interface name %q has %d bytes: the kernel has room for 15", n, len(n))
-		case n == "." || n == ".." || strings.ContainsAny(n, "/: \t\n"):
+		case n == "" || n == "." || n == ".." || strings.ContainsAny(n, "/: \t\n"):
 			return p.Errf("%q cannot be the name of an interface", n)
 		case strings.ContainsAny(n, `*"`):
 			return p.Errf("interface name %q: there are no wildcards, name every interface", n)

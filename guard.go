@@ -51,6 +51,9 @@ func (g *guard) arm(s *settings) error {
 	return nil
 }
 
+// armed reports whether rules have ever been put in force.
+func (g *guard) armed() bool { return g.settings.Load() != &defaultSettings }
+
 // close ends the guard's work. Answers that come after it get SERVFAIL, or pass
 // when nothing is refused any more.
 func (g *guard) close() error {

@@ -3,6 +3,7 @@ package ipdestinationguard
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,12 +20,22 @@ var log = clog.NewWithPlugin(name)
 
 func init() {
 	plugin.Register(name, setup)
+}
+
+// hear has caddy tell of each Corefile that has started. It is called at every
+// setup, and before a reload that may have no setup of ours, since caddy forgets
+// all event hooks on SIGUSR1.
+func hear() error {
+	if slices.Contains(caddy.ListPlugins()["event_hooks"], name) {
+		return nil // caddy panics on a second one
+	}
 	caddy.RegisterEventHook(name, func(event caddy.EventName, info any) error {
 		if instance, ok := info.(*caddy.Instance); ok && event == caddy.InstanceStartupEvent {
 			started(instance)
 		}
 		return nil
 	})
+	return nil
 }
 
 // newBackend is the one place that picks what enforces.
@@ -74,6 +85,8 @@ func setup(c *caddy.Controller) error {
 	if gen == nil {
 		gen = &generation{}
 		c.Set(generationKey{}, gen)
+		_ = hear()
+		c.OnRestart(hear)
 		c.OnStartup(gen.check)
 		c.OnFinalShutdown(shutdown)
 	}
@@ -117,7 +130,7 @@ func (gen *generation) check() error {
 		log.Warning(w)
 	}
 	g := engine()
-	if g.enforcing.Load() && g.settings.Load().table != s.table {
+	if g.armed() && g.settings.Load().table != s.table {
 		return plugin.Error(name, fmt.Errorf("%s: the table cannot be renamed from %q to %q by a reload: restart CoreDNS", s.place, g.settings.Load().table, s.table))
 	}
 	if err := g.backend.Check(s.rules()); err != nil {
@@ -140,7 +153,7 @@ func started(instance *caddy.Instance) {
 		_ = shutdown()
 	default:
 		if err := g.arm(gen.settings); err != nil {
-			if !g.enforcing.Load() {
+			if !g.armed() {
 				log.Fatalf("The firewall cannot be set up: %v", err)
 			}
 			log.Errorf("The rules of the new Corefile cannot be put in force, the previous ones stay: %v", err)

@@ -4,15 +4,22 @@ package expiry
 import "time"
 
 // Slack is added to what an answer needs, so that three clocks never have to
-// agree to the millisecond: the DNS counts whole seconds (the same cached
-// answer may ask for up to a second more than before), the kernel counts in
-// ticks of some milliseconds, and the writer takes out what has run out shortly
-// before the kernel would. Half of it serves renewals, half the removal.
-const Slack = 500 * time.Millisecond
+// agree to the millisecond: the DNS counts whole seconds (the same cached answer
+// may ask for up to a second more than before), the kernel counts in ticks of
+// some milliseconds, and the writer takes out what has run out before the kernel
+// would.
+const Slack = renewal + Removal
 
-// Removal is the part of Slack in which a grant is no longer relied upon but
-// still stands in the kernel: the time in which the writer removes it.
-const Removal = Slack / 2
+const (
+	// renewal is how far a grant may be ahead of its answer, so that an answer
+	// whose TTL never falls, as from a zone file, renews it now and then only.
+	renewal = 100 * time.Millisecond
+
+	// Removal is the time at the end of a grant's life in the kernel in which
+	// it is no longer relied upon: the writer has that long to remove it. Only
+	// where there is no writer any more does a grant last to its end.
+	Removal = 400 * time.Millisecond
+)
 
 // Lease turns TTLs into durations. Ceiling must not be below Floor or one
 // second, Margin must not be negative.

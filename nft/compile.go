@@ -24,6 +24,7 @@ type present struct {
 	sets   map[string]*nftables.Set
 	chains map[string]*nftables.Chain
 	rules  map[string][]uint64 // handles, by chain
+	fixed  map[string][]string // elements that do not end by themselves, by set
 }
 
 // adoptable reports whether the table's grants can be kept: nothing in it
@@ -100,7 +101,10 @@ func (rs ruleset) compile(p present, first bool) ([]netlink.Message, error) {
 }
 
 // clear removes all that is not wanted any more or is about to be made anew:
-// everything but the sets with timeouts.
+// everything but the sets with timeouts. Sets of ranges that are there are
+// emptied: the kernel (6.18) shows new rules a moment before it shows the
+// elements of a new set of ranges, and would refuse what is allowed before and
+// after; the elements of a set that is there it exchanges in one step.
 func (rs ruleset) clear(c *nftables.Conn, table *nftables.Table, p present) {
 	for name := range p.chains {
 		c.FlushChain(&nftables.Chain{Name: name, Table: table})
@@ -111,6 +115,10 @@ func (rs ruleset) clear(c *nftables.Conn, table *nftables.Table, p present) {
 	}
 	for _, s := range rs.sets {
 		wanted[s.name] = s.timeout
+		if have := p.sets[s.name]; have != nil && s.interval() && have.Interval && !have.HasTimeout && !have.IsMap && have.KeyType.Name == s.key.Name {
+			wanted[s.name] = true
+			c.FlushSet(&nftables.Set{Name: s.name, Table: table})
+		}
 	}
 	for name := range p.chains {
 		if !wanted[name] {

@@ -12,11 +12,10 @@ import (
 // A batch is one transaction in the making: messages between a begin and an end
 // (include/uapi/linux/netfilter/nfnetlink.h). Its buffer is used again.
 type batch struct {
-	buf     []byte
-	count   uint32 // messages without begin and end
-	last    int    // where the last of them starts
-	dryRun  bool   // the kernel checks everything and carries out nothing
-	started bool
+	buf    []byte
+	count  uint32 // messages without begin and end
+	last   int    // where the last of them starts
+	dryRun bool   // the kernel checks everything and carries out nothing
 }
 
 // begin empties the batch. Where generation is not 0, the kernel refuses the

@@ -5,6 +5,7 @@ package nft
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"sync"
 	"time"
@@ -191,6 +192,8 @@ func explain(err error) error {
 		return &backend.PermissionError{Need: "CAP_NET_ADMIN", Err: err}
 	case errors.Is(err, unix.ENFILE):
 		return backend.ErrFull
+	case errors.Is(err, unix.ERESTART):
+		return fmt.Errorf("other programs change their firewall rules without a pause: %w", err)
 	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EAFNOSUPPORT):
 		return &unsupportedError{err}
 	case errors.Is(err, os.ErrNotExist):

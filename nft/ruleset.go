@@ -58,9 +58,12 @@ func newRuleset(r backend.Rules) ruleset {
 	})
 	rs.addSets(setGranted, "addresses that DNS answers have opened", r.MaxGrants, nil)
 	rs.addSets("allowed", "always open: allowedIPs", 0, r.Allowed)
+	// These stand there in every mode, so that a reload to another finds them
+	// filled: see clear.
+	rs.addSets("allowed-local", "always open to this machine: allowedLocalIPs", 0, r.AllowedLocal)
+	rs.addSets("allowed-gateway", "always open to the network behind: allowedGatewayIPs", 0, r.AllowedGateway)
 
 	if r.Local {
-		rs.addSets("allowed-local", "always open to this machine: allowedLocalIPs", 0, r.AllowedLocal)
 		rs.chains = append(rs.chains, chain{
 			name: chainOutput, hook: nftables.ChainHookOutput,
 			rules: concat(preamble(), dhcpClient(), destinations("allowed-local"), refuse()),
@@ -75,7 +78,6 @@ func newRuleset(r backend.Rules) ruleset {
 			})
 			unguarded = []rule{{"comes in by an interface that is not guarded", []match{notGuarded}, accept}}
 		}
-		rs.addSets("allowed-gateway", "always open to the network behind: allowedGatewayIPs", 0, r.AllowedGateway)
 		rs.chains = append(rs.chains, chain{
 			name: chainForward, hook: nftables.ChainHookForward,
 			rules: concat(unguarded, preamble(), destinations("allowed-gateway"), refuse()),

@@ -8,9 +8,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/backend/backendtest"
 )
 
 var update = flag.Bool("update", false, "write the goldens anew")
@@ -58,18 +62,14 @@ func TestRulesetGoldens(t *testing.T) {
 	for name, rules := range goldenRules(t) {
 		t.Run(name, func(t *testing.T) {
 			var got bytes.Buffer
-			newRuleset(rules).print(&got, nil)
+			newRuleset(rules).print(&got, contents{})
 			file := filepath.Join("testdata", name+".nft")
 			if *update {
 				if err := os.WriteFile(file, got.Bytes(), 0o644); err != nil {
 					t.Fatal(err)
 				}
 			}
-			want, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !bytes.Equal(got.Bytes(), want) {
+			if got.String() != golden(t, name) {
 				t.Errorf("the ruleset is no longer that of %s (go test -update writes it anew):\n%s", file, got.Bytes())
 			}
 		})
@@ -79,33 +79,127 @@ func TestRulesetGoldens(t *testing.T) {
 // What our printer says of a ruleset is what nft reads back from the kernel: so
 // the text and the expressions beside it mean the same.
 func TestRulesetIsWhatNftPrints(t *testing.T) {
-	nft, err := exec.LookPath("nft")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("nft is not installed")
-		}
-		t.Skip("nft is not installed")
-	}
 	for name, rules := range goldenRules(t) {
 		t.Run(name, func(t *testing.T) {
 			b := newBackend(t)
 			if err := b.Open(rules); err != nil {
 				t.Fatal(err)
 			}
-			got, err := exec.Command(nft, "list", "table", "inet", rules.Table).CombinedOutput()
-			if err != nil {
-				t.Fatalf("%v: %s", err, got)
-			}
-			got = armingElements.ReplaceAll(got, nil)
-			want, err := os.ReadFile(filepath.Join("testdata", name+".nft"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !bytes.Equal(got, want) {
-				t.Errorf("nft prints\n%s\nand we\n%s", got, want)
-			}
+			nftPrints(t, rules.Table, name)
 		})
 	}
 }
 
+// A ruleset that was loaded when the machine came up is taken over whole.
+func TestBootRulesetIsTakenOver(t *testing.T) {
+	for name, rules := range goldenRules(t) {
+		t.Run(name, func(t *testing.T) {
+			nft(t, "-f", "../deployment/boot-gateway.nft")
+			b := newBackend(t)
+			if err := b.Check(rules); err != nil {
+				t.Error(err)
+			}
+			if err := b.Open(rules); err != nil {
+				t.Fatal(err)
+			}
+			nftPrints(t, rules.Table, name)
+		})
+	}
+}
+
+// Every mode can become every other, and nothing of it is left.
+func TestReloadToAnyOtherRuleset(t *testing.T) {
+	b := newBackend(t)
+	for range 2 {
+		for name, rules := range goldenRules(t) { // in random order
+			if err := b.Open(rules); err != nil {
+				t.Fatal(err)
+			}
+			nftPrints(t, rules.Table, name)
+		}
+	}
+}
+
+// Print shows what nft shows, but for the moment.
+func TestPrint(t *testing.T) {
+	rules := goldenRules(t)["both"]
+	b := newBackend(t)
+	if err := b.Open(rules); err != nil {
+		t.Fatal(err)
+	}
+	until := time.Now().Add(time.Hour)
+	if err := b.Grant(t.Context(), backendtest.Grants(until, backendtest.Addrs(0, 4)...)); err != nil {
+		t.Fatal(err)
+	}
+	var text bytes.Buffer
+	if err := Print(&text, rules); err != nil {
+		t.Fatal(err)
+	}
+	timeless := func(s string) string { return moment.ReplaceAllString(s, "$1 some") }
+	want, got := timeless(nft(t, "list", "table", "inet", rules.Table)), timeless(text.String())
+	if got != want {
+		t.Errorf("nft prints\n%s\nand we\n%s", want, got)
+	}
+	if err := Print(&text, backend.Rules{Table: "none"}); err == nil {
+		t.Error("printed a table that is not there")
+	}
+}
+
+func TestDurationText(t *testing.T) {
+	for want, d := range map[string]time.Duration{
+		"1d2h3m4s5ms": 26*time.Hour + 3*time.Minute + 4*time.Second + 5*time.Millisecond,
+		"59s984ms":    59984*time.Millisecond + 999,
+		"1h":          time.Hour,
+	} {
+		if got := duration(d); got != want {
+			t.Errorf("%v is %q, want %q", d, got, want)
+		}
+	}
+}
+
+var moment = regexp.MustCompile(`(timeout|expires|packets|bytes) [0-9a-z]+`)
+
+func golden(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata", name+".nft"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// nftPrints fails the test unless the kernel holds the golden's ruleset. Its sets
+// and chains stand there in the order in which they came.
+func nftPrints(t *testing.T, table, name string) {
+	t.Helper()
+	parts := func(text string) []string {
+		text = strings.TrimSuffix(strings.TrimPrefix(text, "table inet "+table+" {\n"), "\t}\n}\n")
+		return slices.Sorted(slices.Values(strings.Split(text, "\t}\n\n")))
+	}
+	got := armingElements.ReplaceAllString(nft(t, "list", "table", "inet", table), "")
+	if want := golden(t, name); !slices.Equal(parts(got), parts(want)) {
+		t.Errorf("nft prints\n%s\nand we\n%s", got, want)
+	}
+}
+
 var armingElements = regexp.MustCompile(`\t\telements = \{ ipv4 timeout 30s[^}]*\}\n`)
+
+// nft runs the program, which only tests do.
+func nft(t *testing.T, args ...string) string {
+	t.Helper()
+	program, err := exec.LookPath("nft")
+	if err != nil {
+		program, err = exec.LookPath("/usr/sbin/nft") // not in the PATH of an ordinary user
+	}
+	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("nft is not installed")
+		}
+		t.Skip("nft is not installed")
+	}
+	out, err := exec.Command(program, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("nft %v: %v: %s", args, err, out)
+	}
+	return string(out)
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
@@ -52,9 +53,10 @@ func (w *writer) open(r backend.Rules) error {
 // commitRules turns what stands in the kernel into rs. It returns what stood
 // there, and whether its grants live on.
 func (w *writer) commitRules(rs ruleset, table string, dryRun bool) (before present, adopted bool, err error) {
-	for range 5 {
-		before, err = w.tryRules(rs, table, dryRun)
-		if !errors.Is(err, unix.ERESTART) { // somebody else came between
+	for end := time.Now().Add(patience); ; {
+		last := time.Now().After(end)
+		before, err = w.tryRules(rs, table, dryRun, last)
+		if !errors.Is(err, unix.ERESTART) || last { // somebody else came between
 			break
 		}
 	}
@@ -65,13 +67,25 @@ func (w *writer) commitRules(rs ruleset, table string, dryRun bool) (before pres
 	return before, before.exists && rs.adoptable(before), nil
 }
 
-func (w *writer) tryRules(rs ruleset, table string, dryRun bool) (before present, err error) {
+// patience is how long rules are tried again while others keep changing theirs,
+// as container engines do when they start.
+const patience = time.Second
+
+// tryRules fails with ERESTART if somebody else changes a ruleset meanwhile,
+// unless it is forced: then what was read may be out of date.
+func (w *writer) tryRules(rs ruleset, table string, dryRun, forced bool) (before present, err error) {
 	generation, err := w.socket.generation()
 	if err != nil {
 		return before, fmt.Errorf("reading: %w", explain(err))
 	}
-	if before, err = readTable(table); err != nil {
+	before, err = readTable(table)
+	switch {
+	case errors.Is(err, unix.ENOENT): // deleted between two requests
+		return before, unix.ERESTART
+	case err != nil:
 		return before, fmt.Errorf("reading: %w", explain(err))
+	case forced:
+		generation = 0
 	}
 	msgs, err := rs.compile(before, !w.opened)
 	if err != nil {
@@ -135,13 +149,17 @@ func (w *writer) remember() {
 // close ends the writer, and removes the table if so wanted.
 func (w *writer) close(leave backend.Leave) error {
 	close(w.stop)
-	if w.socket == nil {
-		return nil
-	}
-	defer w.socket.close()
+	defer func() {
+		if w.socket != nil {
+			w.socket.close()
+		}
+	}()
 	w.events.Enforcing(false)
 	if leave == backend.Keep || !w.opened {
 		return nil
+	}
+	if err := w.connect(); err != nil {
+		return err
 	}
 	msgs, err := deleteTable(w.rules.Table)
 	if err != nil {
@@ -164,7 +182,7 @@ func (w *writer) connect() (err error) {
 
 // readTable reads the outline of our table, and of no other.
 func readTable(name string) (present, error) {
-	p := present{sets: map[string]*nftables.Set{}, chains: map[string]*nftables.Chain{}, rules: map[string][]uint64{}}
+	p := present{sets: map[string]*nftables.Set{}, chains: map[string]*nftables.Chain{}, rules: map[string][]uint64{}, fixed: map[string][]string{}}
 	c, err := nftables.New(nftables.AsLasting())
 	if err != nil {
 		return p, err
@@ -186,6 +204,19 @@ func readTable(name string) (present, error) {
 	}
 	for _, s := range sets {
 		p.sets[s.Name] = s
+		if s.HasTimeout || s.Anonymous {
+			continue // they change by themselves, or never
+		}
+		elements, err := c.GetSetElements(s)
+		if err != nil {
+			return p, err
+		}
+		var all []string
+		for _, e := range elements {
+			all = append(all, fmt.Sprint(e.Key, e.IntervalEnd))
+		}
+		slices.Sort(all)
+		p.fixed[s.Name] = all
 	}
 	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
@@ -207,11 +238,13 @@ func readTable(name string) (present, error) {
 	return p, nil
 }
 
-// same reports whether p and q have the same sets, chains and rules. The kernel
-// gives no handle twice, so a rule that was replaced differs.
+// same reports whether p and q have the same sets, chains and rules, and the
+// same in sets that only we change. The kernel gives no handle twice, so a rule
+// that was replaced differs.
 func (p present) same(q present) bool {
 	return p.exists == q.exists && sameKeys(p.sets, q.sets) && sameKeys(p.chains, q.chains) &&
-		maps.EqualFunc(p.rules, q.rules, slices.Equal[[]uint64])
+		maps.EqualFunc(p.rules, q.rules, slices.Equal[[]uint64]) &&
+		maps.EqualFunc(p.fixed, q.fixed, slices.Equal[[]string])
 }
 
 func sameKeys[V any](a, b map[string]V) bool {

@@ -2,6 +2,7 @@ package nft
 
 import (
 	"errors"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -83,6 +84,9 @@ func (w *writer) serve() {
 	if !w.opened {
 		return // they wait for Open, or give up
 	}
+	// Let answers that are ready to run join: it costs nothing when there are
+	// none, and a transaction more when there are.
+	runtime.Gosched()
 	reqs, more := w.take(perTransaction)
 	w.repair()
 	if w.broken != nil {
@@ -105,12 +109,12 @@ func (w *writer) sweep() {
 	}
 	for {
 		var reqs []*request
-		if n := min(len(w.restore), perTransaction); n > 0 {
+		n := min(len(w.restore), perTransaction)
+		if n > 0 {
 			r := &request{}
 			for _, e := range w.restore[:n] {
 				r.grants = append(r.grants, backend.Grant{Addr: e.Key.Addr(), Until: e.Until})
 			}
-			w.restore = w.restore[n:]
 			reqs = append(reqs, r)
 		}
 		before := len(w.due)
@@ -119,7 +123,9 @@ func (w *writer) sweep() {
 		if len(reqs) == 0 && len(w.due) == 0 {
 			return
 		}
-		if err := w.try(reqs); err != nil {
+		tried := w.restore[:n]
+		if w.restore = w.restore[n:]; w.try(reqs) != nil {
+			w.restore = append(w.restore, tried...) // later, after the others
 			return
 		}
 		w.serve()

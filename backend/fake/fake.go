@@ -1,0 +1,275 @@
+// Package fake enforces nothing: it keeps rules and grants in memory, for tests
+// that look at them, count transactions and make them fail.
+package fake
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+)
+
+// Backend is the backend in memory. Its kernel is a map: a grant stands in it
+// until the clock says that it has run out, which every call looks for.
+type Backend struct {
+	inForce *backend.InForce
+	events  backend.Observer
+	now     func() time.Time
+
+	mu           sync.Mutex
+	changed      chan struct{} // closed, and made anew, when what Grant waits for may have come
+	rules        *backend.Rules
+	kernel       map[backend.Key]time.Time
+	transactions int
+	refusal      error
+	stalled      bool
+	closed       bool
+}
+
+var _ backend.Backend = (*Backend)(nil)
+
+// New makes a backend that tells the time by now.
+func New(inForce *backend.InForce, events backend.Observer, now func() time.Time) *Backend {
+	return &Backend{
+		inForce: inForce, events: events, now: now,
+		changed: make(chan struct{}), kernel: make(map[backend.Key]time.Time),
+	}
+}
+
+// Refuse makes Check, Open and Grant fail with err from now on; nil ends that.
+func (b *Backend) Refuse(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.refusal = err
+}
+
+// Stall makes every Grant wait until release is called.
+func (b *Backend) Stall() (release func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.stalled = true
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.stalled = false
+		b.wakeLocked()
+	}
+}
+
+// Transactions returns how many Grants have changed something so far.
+func (b *Backend) Transactions() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.transactions
+}
+
+// Check implements [backend.Backend].
+func (b *Backend) Check(backend.Rules) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.unableLocked()
+}
+
+// Open implements [backend.Backend].
+func (b *Backend) Open(r backend.Rules) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.unableLocked(); err != nil {
+		b.events.Failed("open", err)
+		return err
+	}
+	if b.rules != nil && b.rules.Table != r.Table {
+		return fmt.Errorf("the table cannot be renamed from %q to %q while running", b.rules.Table, r.Table)
+	}
+	b.rules = &r
+	b.events.Enforcing(true)
+	b.wakeLocked()
+	return nil
+}
+
+// Grant implements [backend.Backend].
+func (b *Backend) Grant(ctx context.Context, grants []backend.Grant) error {
+	for {
+		b.mu.Lock()
+		if b.closed || b.rules != nil && !b.stalled {
+			defer b.mu.Unlock()
+			return b.commitLocked(grants)
+		}
+		changed := b.changed
+		b.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// List implements [backend.Backend].
+func (b *Backend) List() ([]backend.Grant, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil, backend.ErrClosed
+	}
+	b.expireLocked()
+	var list []backend.Grant
+	for _, k := range b.keysLocked() {
+		list = append(list, backend.Grant{Addr: k.Addr(), Until: b.kernel[k]})
+	}
+	return list, nil
+}
+
+// Close implements [backend.Backend].
+func (b *Backend) Close(leave backend.Leave) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil
+	}
+	b.closed = true
+	if leave == backend.Remove {
+		b.rules = nil
+		clear(b.kernel)
+	}
+	b.events.Enforcing(false)
+	b.wakeLocked()
+	return nil
+}
+
+// String lists the rules and the grants, with how long they last.
+func (b *Backend) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.rules == nil {
+		return "nothing is guarded\n"
+	}
+	b.expireLocked()
+	var text strings.Builder
+	line := func(what string, value any) { fmt.Fprintf(&text, "\t%s %v\n", what, value) }
+	r := b.rules
+	fmt.Fprintf(&text, "table %s\n", r.Table)
+	if r.Local {
+		line("guards", "output")
+	}
+	if r.Gateway {
+		line("guards", "forward")
+	}
+	for _, name := range r.Interfaces {
+		line("only from", name)
+	}
+	for _, p := range r.Allowed {
+		line("allows", p)
+	}
+	for _, p := range r.AllowedLocal {
+		line("allows output to", p)
+	}
+	for _, p := range r.AllowedGateway {
+		line("allows forward to", p)
+	}
+	for _, k := range b.keysLocked() {
+		line("grants", fmt.Sprint(k.Addr(), " for ", b.kernel[k].Sub(b.now())))
+	}
+	return text.String()
+}
+
+func (b *Backend) wakeLocked() {
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+func (b *Backend) unableLocked() error {
+	if b.closed {
+		return backend.ErrClosed
+	}
+	return b.refusal
+}
+
+// commitLocked makes one transaction: all of the grants or none.
+func (b *Backend) commitLocked(grants []backend.Grant) error {
+	b.expireLocked()
+	if err := b.unableLocked(); err != nil {
+		if err != backend.ErrClosed {
+			b.events.Failed("commit", err)
+		}
+		return err
+	}
+	now := b.now()
+	wanted := make(map[backend.Key]time.Time)
+	made, renewed := 0, 0
+	for _, g := range grants {
+		k := backend.KeyOf(g.Addr)
+		has, present := b.kernel[k]
+		_, again := wanted[k]
+		switch {
+		case !g.Until.After(now), !g.Until.After(has), !g.Until.After(wanted[k]):
+			continue // it lasts long enough
+		case again:
+		case present:
+			renewed++
+		default:
+			made++
+		}
+		wanted[k] = g.Until
+	}
+	if !b.roomLocked(wanted) {
+		b.events.Failed("commit", backend.ErrFull)
+		return backend.ErrFull
+	}
+	if len(wanted) == 0 {
+		return nil
+	}
+	for k, until := range wanted {
+		b.kernel[k] = until
+		b.inForce.Set(k, until)
+	}
+	b.transactions++
+	b.events.Committed(made, renewed, 0, 0)
+	b.liveLocked()
+	return nil
+}
+
+// roomLocked reports whether the sets could hold what is wanted as well.
+func (b *Backend) roomLocked(wanted map[backend.Key]time.Time) bool {
+	ipv4, ipv6 := b.sizesLocked()
+	for k := range wanted {
+		if _, present := b.kernel[k]; !present && k.Is4() {
+			ipv4++
+		} else if !present {
+			ipv6++
+		}
+	}
+	return max(ipv4, ipv6) <= b.rules.MaxGrants
+}
+
+// expireLocked removes what has run out, out of the table first.
+func (b *Backend) expireLocked() {
+	ended := b.inForce.Due(b.now(), len(b.kernel), nil)
+	for _, e := range ended {
+		delete(b.kernel, e.Key)
+	}
+	if len(ended) > 0 {
+		b.events.Expired(len(ended))
+		b.liveLocked()
+	}
+}
+
+func (b *Backend) liveLocked() { b.events.Live(b.sizesLocked()) }
+
+func (b *Backend) sizesLocked() (ipv4, ipv6 int) {
+	for k := range b.kernel {
+		if k.Is4() {
+			ipv4++
+		}
+	}
+	return ipv4, len(b.kernel) - ipv4
+}
+
+func (b *Backend) keysLocked() []backend.Key {
+	return slices.SortedFunc(maps.Keys(b.kernel), func(k, l backend.Key) int { return k.Addr().Compare(l.Addr()) })
+}

@@ -1,0 +1,93 @@
+package fake
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/backend/backendtest"
+	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
+)
+
+func TestContract(t *testing.T) {
+	backendtest.Run(t, func(*testing.T) (backend.Backend, *backend.InForce) {
+		inForce := expiry.NewTable[backend.Key](time.Now())
+		return New(inForce, backendtest.Quiet{}, time.Now), inForce
+	})
+}
+
+// clock is a time that only the test moves.
+type clock struct{ time.Time }
+
+func (c *clock) now() time.Time { return c.Time }
+
+func opened(t *testing.T) (b *Backend, at *clock) {
+	t.Helper()
+	at = &clock{time.Unix(1e9, 0)}
+	b = New(expiry.NewTable[backend.Key](at.Time), backendtest.Quiet{}, at.now)
+	err := b.Open(backend.Rules{
+		Table: "ours", Local: true, Gateway: true, Interfaces: []string{"lan0"}, MaxGrants: 10,
+		Allowed:        []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")},
+		AllowedLocal:   []netip.Prefix{netip.MustParsePrefix("9.9.9.9/32")},
+		AllowedGateway: []netip.Prefix{netip.MustParsePrefix("2001:db8::/32")},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b, at
+}
+
+func TestString(t *testing.T) {
+	b, at := opened(t)
+	err := b.Grant(t.Context(), []backend.Grant{
+		{Addr: netip.MustParseAddr("2001:db8::1"), Until: at.Add(time.Minute)},
+		{Addr: netip.MustParseAddr("198.51.100.1"), Until: at.Add(90 * time.Second)},
+		{Addr: netip.MustParseAddr("198.51.100.2"), Until: at.Add(time.Second)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at.Time = at.Add(2 * time.Second)
+	want, err := os.ReadFile("testdata/listing.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := b.String(); got != string(want) {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	if err := b.Close(backend.Remove); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.String(); got != "nothing is guarded\n" {
+		t.Errorf("after Close(Remove):\n%s", got)
+	}
+}
+
+func TestRefuseAndStall(t *testing.T) {
+	b, at := opened(t)
+	grants := []backend.Grant{{Addr: netip.MustParseAddr("198.51.100.1"), Until: at.Add(time.Minute)}}
+	no := errors.New("no")
+
+	b.Refuse(no)
+	if err := b.Grant(t.Context(), grants); err != no {
+		t.Errorf("a grant that is refused: %v", err)
+	}
+	b.Refuse(nil)
+
+	release := b.Stall()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(no)
+	if err := b.Grant(ctx, grants); err != no || b.Transactions() != 0 {
+		t.Errorf("a grant that nobody waits for any more: %v, after %d transactions", err, b.Transactions())
+	}
+	done := make(chan error)
+	go func() { done <- b.Grant(t.Context(), grants) }()
+	release()
+	if err := <-done; err != nil || b.Transactions() != 1 {
+		t.Errorf("a grant that was stalled: %v, after %d transactions", err, b.Transactions())
+	}
+}

@@ -1,0 +1,327 @@
+package ipdestinationguard
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/coredns/caddy"
+)
+
+// settingsText spells out settings as a block of the Corefile, defaults too.
+func settingsText(s *settings) string {
+	if s == nil {
+		return "joins"
+	}
+	var text strings.Builder
+	line := func(option string, values ...any) {
+		if len(values) > 0 {
+			fmt.Fprintln(&text, option, strings.Trim(fmt.Sprint(values...), "[]"))
+		}
+	}
+	line("mode", s.mode)
+	if len(s.allowed) > 0 {
+		line("allowedIPs", s.allowed)
+	}
+	if len(s.allowedLocal) > 0 {
+		line("allowedLocalIPs", s.allowedLocal)
+	}
+	if len(s.allowedGateway) > 0 {
+		line("allowedGatewayIPs", s.allowedGateway)
+	}
+	if len(s.interfaces) > 0 {
+		line("interfaces", s.interfaces)
+	}
+	line("margin", s.lease.Margin)
+	line("ttl", s.lease.Floor, " ", s.lease.Ceiling)
+	line("hold", s.hold)
+	line("on_exit", leaveText(s.onExit))
+	line("table", s.table)
+	for _, w := range s.warnings {
+		line("warning:", w)
+	}
+	return text.String()
+}
+
+const defaultsText = "margin 30s\nttl 1m0s 24h0m0s\nhold 1s\non_exit keep\ntable ipdestinationguard\n"
+
+func TestParse(t *testing.T) {
+	tests := []struct{ name, input, want string }{
+		{"inline", `ipdestinationguard nft-local`, "mode nft-local\n" + defaultsText},
+		{"inline with allowed", `ipdestinationguard nft-gateway 192.0.2.1 10.0.0.0/8 2001:db8::/32`,
+			"mode nft-gateway\nallowedIPs 192.0.2.1/32 10.0.0.0/8 2001:db8::/32\n" + defaultsText},
+		{"block", `ipdestinationguard {
+			mode nft-both
+		}`, "mode nft-both\n" + defaultsText},
+		{"inline and block", `ipdestinationguard nft-both 192.0.2.1 {
+			allowedIPs 192.0.2.2
+			margin 1m
+		}`, "mode nft-both\nallowedIPs 192.0.2.1/32 192.0.2.2/32\nmargin 1m0s\n" + strings.TrimPrefix(defaultsText, "margin 30s\n")},
+		{"every option", `ipdestinationguard {
+			mode nft-both
+			allowedIPs 192.0.2.1 192.0.2.1
+			allowedIPs ::/0 0.0.0.0/0
+			allowedLocalIPs 9.9.9.9 2620:fe::fe
+			allowedLocalIPs 149.112.112.112
+			allowedGatewayIPs 198.51.100.0/24
+			allowedGatewayIPs 2001:db8::/32
+			interfaces lan0 eth0.17
+			interfaces fifteen-bytes-x lan0
+			margin 0s
+			ttl 0 1h
+			hold 250ms
+			on_exit remove
+			table my_guard-1.x
+		}`, `mode nft-both
+allowedIPs 192.0.2.1/32 192.0.2.1/32 ::/0 0.0.0.0/0
+allowedLocalIPs 9.9.9.9/32 2620:fe::fe/128 149.112.112.112/32
+allowedGatewayIPs 198.51.100.0/24 2001:db8::/32
+interfaces lan0 eth0.17 fifteen-bytes-x
+margin 0s
+ttl 0s 1h0m0s
+hold 250ms
+on_exit remove
+table my_guard-1.x
+`},
+		{"IPv4-mapped IPv6 is IPv4", `ipdestinationguard nft-local ::ffff:192.0.2.1 ::ffff:10.0.0.0/104`,
+			"mode nft-local\nallowedIPs 192.0.2.1/32 10.0.0.0/8\n" + defaultsText},
+		{"the bare word", `ipdestinationguard`, "joins"},
+		{"an empty block", `ipdestinationguard {
+		}`, "joins"},
+		{"host bits are set", `ipdestinationguard nft-local 192.0.2.1/24`,
+			"mode nft-local\nallowedIPs 192.0.2.0/24\n" + defaultsText +
+				"warning: Testfile:1: 192.0.2.1/24 means all of 192.0.2.0/24\n"},
+		{"lists without a chain: local", `ipdestinationguard {
+			mode nft-local
+			allowedGatewayIPs 192.0.2.1
+			interfaces lan0
+		}`, "mode nft-local\nallowedGatewayIPs 192.0.2.1/32\ninterfaces lan0\n" + defaultsText +
+			"warning: Testfile:1: allowedGatewayIPs has no effect in mode nft-local\n" +
+			"warning: Testfile:1: interfaces has no effect in mode nft-local\n"},
+		{"lists without a chain: gateway", `ipdestinationguard {
+			allowedLocalIPs 192.0.2.1
+			mode nft-gateway
+		}`, "mode nft-gateway\nallowedLocalIPs 192.0.2.1/32\n" + defaultsText +
+			"warning: Testfile:1: allowedLocalIPs has no effect in mode nft-gateway\n"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s, place, err := parse(caddy.NewTestController("dns", tt.input))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := settingsText(s); got != tt.want {
+				t.Errorf("got\n%s\nwant\n%s", got, tt.want)
+			}
+			if place != "Testfile:1" || s != nil && s.place != place {
+				t.Errorf("stands at %s", place)
+			}
+		})
+	}
+}
+
+// Each mistake is told with its place and, as far as one can know, the cure.
+func TestParseMistakes(t *testing.T) {
+	const block = "ipdestinationguard {\nmode nft-both\n"
+	tests := []struct{ name, input, want string }{
+		{"unknown mode", `ipdestinationguard nft-all`,
+			`Testfile:1 - Error during parsing: unknown mode "nft-all": it is one of nft-local, nft-gateway, nft-both`},
+		{"unknown mode in the block", "ipdestinationguard {\nmode ipset\n}",
+			`Testfile:2 - Error during parsing: unknown mode "ipset": it is one of nft-local, nft-gateway, nft-both`},
+		{"no mode", "ipdestinationguard {\nmargin 1s\n}",
+			`Testfile:3 - Error during parsing: ipdestinationguard at Testfile:1 says no mode: one of nft-local, nft-gateway, nft-both is needed`},
+		{"two modes", "ipdestinationguard nft-local {\nmargin 1s\nmode nft-both\n}",
+			`Testfile:3 - Error during parsing: mode is given twice`},
+		{"two modes in one line", block + "mode nft-both\n}",
+			`Testfile:3 - Error during parsing: mode is given twice`},
+		{"a mode too many", "ipdestinationguard {\nmode nft-local nft-both\n}",
+			`Testfile:2 - Error during parsing: mode takes one value, not "nft-local nft-both"`},
+		{"unknown option", block + "allowIPs 192.0.2.1\n}",
+			`Testfile:3 - Error during parsing: unknown option "allowIPs": there are allowedGatewayIPs, allowedIPs, allowedLocalIPs, hold, interfaces, margin, mode, on_exit, table, ttl`},
+		{"an option in upper case", block + "Margin 1s\n}",
+			`Testfile:3 - Error during parsing: unknown option "Margin": there are`},
+		{"the directive twice", "ipdestinationguard nft-local\nipdestinationguard nft-local",
+			`Testfile:2 - Error during parsing: ipdestinationguard stands twice in this server block, first at Testfile:1`},
+
+		{"a name for an address", `ipdestinationguard nft-local dns.quad9.net`,
+			`Testfile:1 - Error during parsing: "dns.quad9.net" is not an IP address or a network such as 192.0.2.0/24 or 2001:db8::/32`},
+		{"an address with a port", block + "allowedLocalIPs 9.9.9.9:53\n}",
+			`Testfile:3 - Error during parsing: "9.9.9.9:53" is not an IP address`},
+		{"an address with a comma", block + "allowedIPs 9.9.9.9, 9.9.9.10\n}",
+			`Testfile:3 - Error during parsing: "9.9.9.9," is not an IP address`},
+		{"a range", block + "allowedIPs 192.0.2.1-192.0.2.9\n}",
+			`Testfile:3 - Error during parsing: "192.0.2.1-192.0.2.9" is not an IP address`},
+		{"leading zeros", block + "allowedIPs 192.0.2.010\n}",
+			`Testfile:3 - Error during parsing: "192.0.2.010" is not an IP address`},
+		{"a zone", block + "allowedGatewayIPs fe80::1%eth0\n}",
+			`Testfile:3 - Error during parsing: "fe80::1%eth0" has a zone: an address is allowed on all interfaces, leave %eth0 out`},
+		{"IPv4 with an IPv6 length", block + "allowedIPs 192.0.2.0/64\n}",
+			`Testfile:3 - Error during parsing: "192.0.2.0/64" mixes up the address families: an IPv4 network has at most 32 bits`},
+		{"IPv6 with too long a length", block + "allowedIPs 2001:db8::/129\n}",
+			`Testfile:3 - Error during parsing: "2001:db8::/129": an IPv6 network has at most 128 bits`},
+		{"IPv4-mapped with an IPv4 length", block + "allowedIPs ::ffff:192.0.2.0/24\n}",
+			`Testfile:3 - Error during parsing: "::ffff:192.0.2.0/24" mixes up the address families: write the IPv4 network, 192.0.2.0/N`},
+		{"no length", block + "allowedIPs 192.0.2.0/\n}",
+			`Testfile:3 - Error during parsing: "192.0.2.0/": the length of the network, "", is not a number`},
+		{"a negative length", block + "allowedIPs 192.0.2.0/-1\n}",
+			`Testfile:3 - Error during parsing: "192.0.2.0/-1": the length of the network, "-1", is not a number`},
+		{"a mask for a length", block + "allowedIPs 192.0.2.0/255.255.255.0\n}",
+			`Testfile:3 - Error during parsing: "192.0.2.0/255.255.255.0": the length of the network, "255.255.255.0", is not a number`},
+		{"a length like no other", block + "allowedIPs 192.0.2.0/+8 192.0.2.0/08\n}",
+			`Testfile:3 - Error during parsing: "192.0.2.0/+8": the length of the network, "+8", is not a number`},
+
+		{"a long interface name", block + "interfaces sixteen-bytes-xx\n}",
+			`Testfile:3 - Error during parsing: interface name "sixteen-bytes-xx" has 16 bytes: the kernel has room for 15`},
+		{"no interface name", block + "interfaces a/b\n}",
+			`Testfile:3 - Error during parsing: "a/b" cannot be the name of an interface`},
+		{"an empty interface name", block + "interfaces \"\"\n}",
+			`Testfile:3 - Error during parsing: "" cannot be the name of an interface`},
+		{"a wildcard", block + "interfaces lan*\n}",
+			`Testfile:3 - Error during parsing: interface name "lan*": there are no wildcards, name every interface`},
+
+		{"a duration without a unit", block + "margin 30\n}",
+			`Testfile:3 - Error during parsing: margin "30" has no unit: write 30s for seconds`},
+		{"no duration", block + "margin soon\n}",
+			`Testfile:3 - Error during parsing: margin "soon" is not a duration such as 30s, 5m or 24h`},
+		{"a negative duration", block + "margin -1s\n}",
+			`Testfile:3 - Error during parsing: margin "-1s" is not between 0s and 8784h0m0s`},
+		{"a duration beyond reason", block + "ttl 1s 9000h\n}",
+			`Testfile:3 - Error during parsing: ttl "9000h" is not between 0s and 8784h0m0s`},
+		{"two durations for margin", block + "margin 1s 2s\n}",
+			`Testfile:3 - Error during parsing: margin takes one value, not "1s 2s"`},
+		{"a zero hold", block + "hold 0s\n}",
+			`Testfile:3 - Error during parsing: hold 0s would withhold every answer: give it time, for example 1s`},
+		{"one value for ttl", block + "ttl 60s\n}",
+			`Testfile:3 - Error during parsing: ttl takes two values, FLOOR and CEILING, not "60s"`},
+		{"floor above ceiling", block + "ttl 2h 1h\n}",
+			`Testfile:3 - Error during parsing: ttl 2h 1h: the floor is above the ceiling`},
+		{"ceiling under a second", block + "ttl 0s 999ms\n}",
+			`Testfile:3 - Error during parsing: ttl 0s 999ms: the ceiling is under a second`},
+		{"unknown on_exit", block + "on_exit open\n}",
+			`Testfile:3 - Error during parsing: on_exit "open": it is keep (go on refusing) or remove (open everything)`},
+		{"a table name with a space", block + "table \"my guard\"\n}",
+			`Testfile:3 - Error during parsing: table "my guard": a name begins with a letter and has letters, digits, _ . - and at most 255 of them`},
+		{"a table name that is too long", block + "table " + strings.Repeat("x", 256) + "\n}",
+			`Testfile:3 - Error during parsing: table "xxxx`},
+	}
+	for option := range options {
+		tests = append(tests, struct{ name, input, want string }{
+			option + " without a value", "ipdestinationguard {\n" + option + "\n}",
+			"Testfile:2 - Error during parsing: " + option + " needs a value",
+		})
+	}
+	for option, value := range map[string]string{"margin": "1s", "ttl": "1s 2s", "hold": "1s", "on_exit": "keep", "table": "x"} {
+		tests = append(tests, struct{ name, input, want string }{
+			option + " twice", block + option + " " + value + "\n" + option + " " + value + "\n}",
+			"Testfile:4 - Error during parsing: " + option + " is given twice",
+		})
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, _, err := parse(caddy.NewTestController("dns", tt.input))
+			if err == nil || !strings.HasPrefix(err.Error(), tt.want) {
+				t.Errorf("got  %v\nwant %s", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestContradiction(t *testing.T) {
+	const block = `ipdestinationguard {
+		mode nft-both
+		allowedIPs 10.0.0.0/8 192.0.2.0/24
+		allowedLocalIPs 9.9.9.9
+		allowedGatewayIPs 2001:db8::/32
+		interfaces lan0 lan1
+		margin 30s
+		ttl 60s 24h
+		hold 1s
+		on_exit keep
+		table ipdestinationguard
+	}`
+	tests := []struct {
+		name, from, to string // what is written otherwise in the other block
+		want           string // "" if it means the same
+	}{
+		{"nothing", "", "", ""},
+		{"a default left out", "hold 1s", "", ""},
+		{"order", "10.0.0.0/8 192.0.2.0/24", "192.0.2.0/24 10.0.0.0/8", ""},
+		{"repetition", "9.9.9.9", "9.9.9.9 9.9.9.9/32", ""},
+		{"the same in parts", "192.0.2.0/24", "192.0.2.0/25 192.0.2.128/25", ""},
+		{"order of names", "lan0 lan1", "lan1 lan0", ""},
+		{"another spelling of a time", "60s 24h", "1m 1440m", ""},
+
+		{"mode", "nft-both", "nft-local", "mode nft-local at Other:1 contradicts nft-both at Testfile:1"},
+		{"allowedIPs", "10.0.0.0/8 192", "10.0.0.0/9 192", "allowedIPs [10.0.0.0/9 192.0.2.0/24] at Other:1 contradicts [10.0.0.0/8 192.0.2.0/24] at Testfile:1"},
+		{"allowedLocalIPs", "allowedLocalIPs 9.9.9.9", "", "allowedLocalIPs [] at Other:1 contradicts [9.9.9.9/32] at Testfile:1"},
+		{"allowedGatewayIPs", "2001:db8::/32", "2001:db8::/33", "allowedGatewayIPs [2001:db8::/33] at Other:1 contradicts [2001:db8::/32] at Testfile:1"},
+		{"interfaces", "lan0 lan1", "lan0", "interfaces [lan0] at Other:1 contradicts [lan0 lan1] at Testfile:1"},
+		{"margin", "30s", "31s", "margin 31s at Other:1 contradicts 30s at Testfile:1"},
+		{"floor", "60s", "61s", "ttl 1m1s 24h0m0s at Other:1 contradicts 1m0s 24h0m0s at Testfile:1"},
+		{"ceiling", "24h", "25h", "ttl 1m0s 25h0m0s at Other:1 contradicts 1m0s 24h0m0s at Testfile:1"},
+		{"hold", "hold 1s", "hold 2s", "hold 2s at Other:1 contradicts 1s at Testfile:1"},
+		{"on_exit", "keep", "remove", "on_exit remove at Other:1 contradicts keep at Testfile:1"},
+		{"table", "table ipdestinationguard", "table other", "table other at Other:1 contradicts ipdestinationguard at Testfile:1"},
+	}
+	read := func(t *testing.T, text string) *settings {
+		s, _, err := parse(caddy.NewTestController("dns", text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			first, other := read(t, block), read(t, strings.Replace(block, tt.from, tt.to, 1))
+			other.place = "Other:1"
+			got, advice, _ := strings.Cut(other.contradiction(first), ": ")
+			if got != tt.want {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+			if tt.want != "" && !strings.Contains(advice, "the bare word ipdestinationguard in the others") {
+				t.Errorf("advice: %q", advice)
+			}
+		})
+	}
+}
+
+var placed = regexp.MustCompile(`^Testfile:\d+ - `)
+
+// Whatever stands in a Corefile is taken or refused with its place, and what is
+// taken holds together.
+func FuzzConfig(f *testing.F) {
+	for _, text := range []string{
+		"ipdestinationguard nft-local 192.0.2.1 2001:db8::/32",
+		"ipdestinationguard",
+		"ipdestinationguard nft-gateway ::ffff:10.0.0.0/104 {\nallowedIPs 0.0.0.0/0 ::/0\ninterfaces lan0\n}",
+		"ipdestinationguard {\nmode nft-both\nmargin 1s\nttl 0 24h\nhold 10ms\non_exit remove\ntable x\n}",
+		"ipdestinationguard {\nmode nft-both {\n}\n}",
+		"ipdestinationguard nft-local fe80::1%eth0",
+		"ipdestinationguard nft-local\nipdestinationguard",
+	} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		s, _, err := parse(caddy.NewTestController("dns", text))
+		switch {
+		case err != nil:
+			if !placed.MatchString(err.Error()) {
+				t.Errorf("no place in %q", err)
+			}
+		case s != nil:
+			if !slices.Contains(modes, s.mode) || s.hold <= 0 || s.lease.Margin < 0 || s.lease.Floor > s.lease.Ceiling || s.lease.Floor < 0 {
+				t.Errorf("taken: %s", settingsText(s))
+			}
+			for _, p := range slices.Concat(s.allowed, s.allowedLocal, s.allowedGateway) {
+				if !p.IsValid() || p != p.Masked() || p.Addr().Is4In6() {
+					t.Errorf("taken: %v", p)
+				}
+			}
+			if text := s.contradiction(s); text != "" {
+				t.Error(text)
+			}
+		}
+	})
+}

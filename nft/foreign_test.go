@@ -1,0 +1,258 @@
+package nft
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/backend/backendtest"
+)
+
+func named(set string, table *nftables.Table) *nftables.Set {
+	return &nftables.Set{Name: set, Table: table}
+}
+
+func outputChain(table *nftables.Table) *nftables.Chain {
+	return &nftables.Chain{Name: chainOutput, Table: table}
+}
+
+// acceptAll is the rule that opens everything.
+func acceptAll(table *nftables.Table) *nftables.Rule {
+	return &nftables.Rule{Table: table, Chain: outputChain(table), Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}}
+}
+
+// Whatever somebody does to our table is undone, and the grants come back.
+func TestForeignChangesAreRepaired(t *testing.T) {
+	tests := []struct {
+		name, repaired string
+		change         func(*nftables.Conn, *nftables.Table)
+	}{
+		{"the table is deleted", "rules", func(c *nftables.Conn, table *nftables.Table) { c.DelTable(table) }},
+		{"the ruleset is flushed", "rules", func(c *nftables.Conn, _ *nftables.Table) { c.FlushRuleset() }},
+		{"the table's rules are flushed", "rules", func(c *nftables.Conn, table *nftables.Table) { c.FlushTable(table) }},
+		{"a chain is flushed", "rules", func(c *nftables.Conn, table *nftables.Table) { c.FlushChain(outputChain(table)) }},
+		{"a chain is deleted", "rules", func(c *nftables.Conn, table *nftables.Table) {
+			c.FlushChain(outputChain(table))
+			c.DelChain(outputChain(table))
+		}},
+		{"a chain is added", "rules", func(c *nftables.Conn, table *nftables.Table) {
+			c.AddChain(&nftables.Chain{Name: "theirs", Table: table})
+		}},
+		{"a rule is inserted", "rules", func(c *nftables.Conn, table *nftables.Table) { c.InsertRule(acceptAll(table)) }},
+		{"a rule is appended", "rules", func(c *nftables.Conn, table *nftables.Table) { c.AddRule(acceptAll(table)) }},
+		{"a set is added", "rules", func(c *nftables.Conn, table *nftables.Table) {
+			_ = c.AddSet(&nftables.Set{Name: "theirs", Table: table, KeyType: nftables.TypeIPAddr}, nil)
+		}},
+		{"everything is allowed", "rules", func(c *nftables.Conn, table *nftables.Table) {
+			_ = c.SetAddElements(&nftables.Set{Name: "allowed4", Table: table, Interval: true, KeyType: nftables.TypeIPAddr},
+				[]nftables.SetElement{{Key: []byte{0, 0, 0, 0}}})
+		}},
+		{"the grants are flushed", "grants", func(c *nftables.Conn, table *nftables.Table) {
+			c.FlushSet(named(forVersion(setGranted, true), table))
+			c.FlushSet(named(forVersion(setGranted, false), table))
+		}},
+		{"the table is made anew, of other things", "rules", func(c *nftables.Conn, table *nftables.Table) {
+			c.DelTable(table)
+			theirs(c, c.AddTable(table))
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			g := openBackend(t)
+			until := time.Now().Add(time.Hour)
+			g.grant(until, 0, 2500)
+			before := g.outline()
+			foreign(t, tt.change)
+			backendtest.Eventually(t, "it is repaired", func() bool { return g.count("repaired: "+tt.repaired) > 0 })
+			backendtest.Eventually(t, "the grants are back", func() bool { return g.keeps(until, 0, 2500) })
+			backendtest.Eventually(t, "the rules are back:\n"+before, func() bool { return g.outline() == before })
+			g.grant(until, 10000, 10)
+			if !g.keeps(until, 10000, 10) || !g.enforcing() {
+				t.Errorf("not in force: %v", g.lines)
+			}
+			g.accounts()
+			if n := g.count("repaired"); n > 2 {
+				t.Errorf("repaired %d times", n)
+			}
+		})
+	}
+}
+
+// A rule of ours that somebody deletes, by its handle, comes back.
+func TestForeignDeletionOfARuleIsRepaired(t *testing.T) {
+	openBackend(t)
+	before, err := readTable(backendtest.Rules().Table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign(t, func(c *nftables.Conn, table *nftables.Table) {
+		handles := before.rules[chainForward]
+		if err := c.DelRule(&nftables.Rule{Table: table, Chain: &nftables.Chain{Name: chainForward, Table: table}, Handle: handles[len(handles)-1]}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	backendtest.Eventually(t, "it is repaired", func() bool {
+		after, err := readTable(backendtest.Rules().Table)
+		return err == nil && len(after.rules[chainForward]) == len(before.rules[chainForward])
+	})
+}
+
+// A single grant that somebody takes away is no longer relied upon, and the next
+// answer brings it back.
+func TestForeignDeletionOfAGrant(t *testing.T) {
+	g := openBackend(t)
+	until := time.Now().Add(time.Hour)
+	g.grant(until, 0, 100)
+	addr := backendtest.Addrs(0, 1)[0]
+	foreign(t, func(c *nftables.Conn, table *nftables.Table) {
+		set := &nftables.Set{Name: forVersion(setGranted, true), Table: table, KeyType: nftables.TypeIPAddr, HasTimeout: true}
+		if err := c.SetDeleteElements(set, []nftables.SetElement{{Key: addr.AsSlice()}}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	backendtest.Eventually(t, "nothing is relied upon", func() bool { return !g.relied(0, 100) })
+	g.grant(until, 0, 100)
+	if !g.keeps(until, 0, 100) {
+		t.Error("not all of them are back")
+	}
+	g.accounts()
+}
+
+// Somebody's permanent element among the grants ends with the next answer for it.
+func TestForeignPermanentGrant(t *testing.T) {
+	g := openBackend(t)
+	addr := backendtest.Addrs(0, 1)[0]
+	foreign(t, func(c *nftables.Conn, table *nftables.Table) {
+		set := &nftables.Set{Name: forVersion(setGranted, true), Table: table, KeyType: nftables.TypeIPAddr, HasTimeout: true}
+		if err := c.SetAddElements(set, []nftables.SetElement{{Key: addr.AsSlice()}}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	g.grant(time.Now().Add(time.Second), 0, 1)
+	backendtest.Eventually(t, "the grant ends", func() bool { return len(g.inKernel()) == 0 })
+}
+
+// Others may do what they like elsewhere.
+func TestForeignTablesAreTheirs(t *testing.T) {
+	g := openBackend(t)
+	until := time.Now().Add(time.Hour)
+	g.grant(until, 0, 10)
+	for _, change := range []func(*nftables.Conn, *nftables.Table){
+		func(c *nftables.Conn, table *nftables.Table) { theirs(c, c.AddTable(table)) },
+		func(c *nftables.Conn, table *nftables.Table) { c.DelTable(table) },
+	} {
+		for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyINet} {
+			table := &nftables.Table{Name: "theirs", Family: family}
+			if family != nftables.TableFamilyINet {
+				table.Name = backendtest.Rules().Table // another family, another table
+			}
+			foreign(t, func(c *nftables.Conn, _ *nftables.Table) { change(c, table) })
+			backendtest.Eventually(t, "nothing is relied upon", func() bool { return !g.relied(0, 10) })
+			g.grant(until, 0, 10)
+			if !g.keeps(until, 0, 10) {
+				t.Error("a grant was lost")
+			}
+		}
+	}
+	if g.count("repaired")+g.count("failed") > 0 || !g.enforcing() {
+		t.Error(g.lines)
+	}
+}
+
+// theirs fills a table with things that have the names of ours.
+func theirs(c *nftables.Conn, table *nftables.Table) {
+	extra := c.AddChain(&nftables.Chain{Name: "extra", Table: table})
+	_ = c.AddSet(&nftables.Set{
+		Name: forVersion(setGranted, true), Table: table, IsMap: true,
+		KeyType: nftables.TypeIPAddr, DataType: nftables.TypeIPAddr,
+	}, []nftables.SetElement{{Key: []byte{192, 0, 2, 1}, Val: []byte{192, 0, 2, 2}}})
+	_ = c.AddSet(&nftables.Set{
+		Name: "jumps", Table: table, IsMap: true,
+		KeyType: nftables.TypeIPAddr, DataType: nftables.TypeVerdict,
+	}, []nftables.SetElement{{Key: []byte{192, 0, 2, 1}, VerdictData: &expr.Verdict{Kind: expr.VerdictJump, Chain: extra.Name}}})
+	c.AddChain(&nftables.Chain{
+		Name: chainOutput, Table: table, Type: nftables.ChainTypeRoute,
+		Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityMangle,
+	})
+}
+
+// A table of our name that is not ours is replaced, however much is in it.
+func TestForeignTableOfOurNameIsReplaced(t *testing.T) {
+	g := openBackend(t)
+	want := g.outline()
+	for name, fill := range map[string]func(*nftables.Conn, *nftables.Table){
+		"nothing":               func(*nftables.Conn, *nftables.Table) {},
+		"things with our names": theirs,
+		"a chain that something jumps to": func(c *nftables.Conn, table *nftables.Table) {
+			extra := c.AddChain(&nftables.Chain{Name: "extra", Table: table})
+			_ = c.AddSet(&nftables.Set{
+				Name: "jumps", Table: table, IsMap: true, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeVerdict,
+			}, []nftables.SetElement{{Key: []byte{192, 0, 2, 1}, VerdictData: &expr.Verdict{Kind: expr.VerdictJump, Chain: extra.Name}}})
+		},
+		"grants of another size": func(c *nftables.Conn, table *nftables.Table) {
+			_ = c.AddSet(&nftables.Set{
+				Name: forVersion(setGranted, true), Table: table, KeyType: nftables.TypeIPAddr, HasTimeout: true, Size: 5,
+			}, nil)
+		},
+		"grants of another type": func(c *nftables.Conn, table *nftables.Table) {
+			_ = c.AddSet(&nftables.Set{
+				Name: forVersion(setGranted, false), Table: table, KeyType: nftables.TypeIPAddr, HasTimeout: true, Size: 1 << 16,
+			}, nil)
+		},
+		"a chain without a hook": func(c *nftables.Conn, table *nftables.Table) { c.AddChain(outputChain(table)) },
+		"a rule that uses a set": func(c *nftables.Conn, table *nftables.Table) {
+			set := &nftables.Set{Name: "theirs", Table: table, KeyType: nftables.TypeNFProto}
+			_ = c.AddSet(set, nil)
+			chain := c.AddChain(&nftables.Chain{Name: "theirs", Table: table})
+			c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+				load(expr.MetaKeyNFPROTO), &expr.Lookup{SourceRegister: register, SetName: set.Name, SetID: set.ID},
+			}})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := g.Close(backend.Remove); err != nil {
+				t.Fatal(err)
+			}
+			foreign(t, func(c *nftables.Conn, table *nftables.Table) { fill(c, c.AddTable(table)) })
+			g = openBackend(t)
+			if got := g.outline(); got != want {
+				t.Errorf("got\n%s\nwant\n%s", got, want)
+			}
+			until := time.Now().Add(time.Hour)
+			g.grant(until, 0, 10)
+			if !g.keeps(until, 0, 10) {
+				t.Error("the grants are not in force")
+			}
+		})
+	}
+}
+
+// A backend that was never opened leaves a table of its name alone.
+func TestCloseBeforeOpenRemovesNothing(t *testing.T) {
+	g := openBackend(t)
+	other := newBackend(t)
+	if err := other.Check(backendtest.Rules()); err != nil {
+		t.Error(err)
+	}
+	if err := other.Close(backend.Remove); err != nil {
+		t.Error(err)
+	}
+	g.grant(time.Now().Add(time.Hour), 0, 1)
+	if g.count("repaired") > 0 {
+		t.Error(g.lines)
+	}
+}
+
+func TestCloseAfterTheTableWasDeleted(t *testing.T) {
+	g := openBackend(t)
+	removeTable(t, backendtest.Rules().Table)
+	if err := g.Close(backend.Remove); err != nil {
+		t.Error(err)
+	}
+	if p, err := readTable(backendtest.Rules().Table); err != nil || p.exists {
+		t.Errorf("the table is still there (%v)", err)
+	}
+}
