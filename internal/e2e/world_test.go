@@ -82,6 +82,9 @@ func newWorld(t *testing.T) *world {
 		w.must(a.host.Addr(a.ifname, a.cidr))
 	}
 	w.must(w.guard.Forward())
+	// Or a client would be told of its first six refusals, then of one a second.
+	w.must(w.guard.Sysctl("net/ipv4/icmp_ratelimit", "0"))
+	w.must(w.guard.Sysctl("net/ipv6/icmp/ratelimit", "0"))
 	for _, r := range []struct {
 		host      *netlab.Host
 		cidr, via string
@@ -104,6 +107,11 @@ func (w *world) must(err error) {
 	if err != nil {
 		w.Fatal(err)
 	}
+}
+
+func (w *world) save(path, text string) {
+	w.Helper()
+	w.must(os.WriteFile(path, []byte(text), 0o644))
 }
 
 // coredns is a running binary.
@@ -129,7 +137,12 @@ func corefile(directive string) string {
 func (w *world) start(corefile string) *coredns {
 	w.Helper()
 	c := w.launch(corefile)
-	w.eventually("the rules are in force", func() bool { return strings.Contains(c.Output(), "In force: ") })
+	w.eventually("the rules are in force", func() bool {
+		if err := c.Signal(syscall.Signal(0)); err != nil {
+			w.Fatalf("CoreDNS has ended: %v", err)
+		}
+		return strings.Contains(c.Output(), "In force: ")
+	})
 	return c
 }
 
@@ -193,15 +206,20 @@ func nameOf(ttl int, addrs ...string) string {
 // the address.
 func (w *world) lookup(from *netlab.Host, server, addr string, ttl int) {
 	w.Helper()
+	w.must(w.resolve(from, server, addr, ttl))
+}
+
+// resolve is lookup for other goroutines than the test's.
+func (w *world) resolve(from *netlab.Host, server, addr string, ttl int) error {
 	qtype := dns.TypeAAAA
 	if netip.MustParseAddr(addr).Is4() {
 		qtype = dns.TypeA
 	}
 	m, err := w.ask(from, server, nameOf(ttl, addr), qtype)
-	w.must(err)
-	if m.Rcode != dns.RcodeSuccess || len(m.Answer) == 0 {
-		w.Fatalf("no address: %v", m)
+	if err == nil && (m.Rcode != dns.RcodeSuccess || len(m.Answer) == 0) {
+		err = fmt.Errorf("no address: %v", m)
 	}
+	return err
 }
 
 // connect makes a TCP connection or sends a UDP packet to the echo port and
@@ -233,11 +251,11 @@ func echo(conn net.Conn) error {
 }
 
 // refused reports whether err is what the guard's reject gives an application:
-// EHOSTUNREACH for IPv4, EACCES for IPv6; UDP may just time out, since such an
-// ICMP error is not fatal to its socket.
+// EHOSTUNREACH for IPv4, EACCES for IPv6, and EPERM to who sends UDP from the
+// guard itself. UDP may also just time out.
 func refused(err error) bool {
 	var timeout net.Error
-	return errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.EACCES) ||
+	return errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM) ||
 		errors.As(err, &timeout) && timeout.Timeout()
 }
 

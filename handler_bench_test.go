@@ -1,0 +1,135 @@
+package ipdestinationguard
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/coredns/coredns/plugin"
+	"github.com/miekg/dns"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+)
+
+// benchFirewall is a backend that says yes at once.
+type benchFirewall struct {
+	backend.Backend
+	inForce *backend.InForce
+}
+
+func (f benchFirewall) Open(backend.Rules) error { return nil }
+func (f benchFirewall) Grant(_ context.Context, grants []backend.Grant) error {
+	for _, g := range grants {
+		f.inForce.Set(backend.KeyOf(g.Addr), g.Until)
+	}
+	return nil
+}
+
+// benchWriter swallows answers.
+type benchWriter struct{ dns.ResponseWriter }
+
+func (benchWriter) WriteMsg(*dns.Msg) error { return nil }
+func (benchWriter) RemoteAddr() net.Addr    { return benchClient }
+
+var benchClient = &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1000}
+
+func benchMessages(b *testing.B, records ...string) (question, answer *dns.Msg) {
+	question = new(dns.Msg)
+	question.SetQuestion("www.example.org.", dns.TypeA)
+	answer = new(dns.Msg)
+	answer.SetReply(question)
+	for _, text := range records {
+		rr, err := dns.NewRR(text)
+		if err != nil {
+			b.Fatal(err)
+		}
+		answer.Answer = append(answer.Answer, rr)
+	}
+	return question, answer
+}
+
+var benchAnswers = []struct {
+	name    string
+	records []string
+}{
+	{"A", []string{"www.example.org. 300 IN A 192.0.2.1"}},
+	{"CNAME+4A", []string{
+		"www.example.org. 300 IN CNAME web.example.net.",
+		"web.example.net. 300 IN A 192.0.2.1", "web.example.net. 300 IN A 192.0.2.2",
+		"web.example.net. 300 IN A 192.0.2.3", "web.example.net. 300 IN A 192.0.2.4",
+	}},
+}
+
+// BenchmarkServeDNS is a cached answer's way through our code, beside the same
+// without it.
+func BenchmarkServeDNS(b *testing.B) {
+	for _, bm := range benchAnswers {
+		question, answer := benchMessages(b, bm.records...)
+		next := plugin.HandlerFunc(func(_ context.Context, w dns.ResponseWriter, _ *dns.Msg) (int, error) {
+			return dns.RcodeSuccess, w.WriteMsg(answer)
+		})
+		g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, time.Now)
+		h := &Handler{Next: next, guard: g}
+		for _, way := range []struct {
+			name  string
+			serve func() (int, error)
+		}{
+			{"without", func() (int, error) {
+				return plugin.NextOrFailure("bench", next, context.Background(), benchWriter{}, question)
+			}},
+			{"hot", func() (int, error) { return h.ServeDNS(context.Background(), benchWriter{}, question) }},
+		} {
+			if _, err := way.serve(); err != nil {
+				b.Fatal(err)
+			}
+			b.Run(bm.name+"/"+way.name, func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					_, _ = way.serve()
+				}
+			})
+			b.Run(bm.name+"/"+way.name+"/parallel", func(b *testing.B) {
+				b.ReportAllocs()
+				b.RunParallel(func(pb *testing.PB) {
+					for pb.Next() {
+						_, _ = way.serve()
+					}
+				})
+			})
+		}
+	}
+}
+
+func BenchmarkReadAnswer(b *testing.B) {
+	hints := struct {
+		name    string
+		records []string
+	}{"HTTPS", []string{`www.example.org. 300 IN HTTPS 1 . alpn=h3,h2 ipv4hint=192.0.2.1,192.0.2.2 ipv6hint=2001:db8::1,2001:db8::2`}}
+	chain := struct {
+		name    string
+		records []string
+	}{name: "CNAMEx8+A"}
+	owner := "www.example.org."
+	for i := range 8 {
+		target := fmt.Sprintf("c%d.example.net.", i)
+		chain.records = append(chain.records, fmt.Sprintf("%s 300 IN CNAME %s", owner, target))
+		owner = target
+	}
+	chain.records = append(chain.records, owner+" 300 IN A 192.0.2.1")
+	for _, bm := range append(benchAnswers[:len(benchAnswers):len(benchAnswers)], chain, hints) {
+		b.Run(bm.name, func(b *testing.B) {
+			_, m := benchMessages(b, bm.records...)
+			q := m.Question[0]
+			q.Qtype = m.Answer[len(m.Answer)-1].Header().Rrtype
+			b.ReportAllocs()
+			for b.Loop() {
+				var few [8]target
+				if targets, err := readAnswer(q, m, few[:0]); err != nil || len(targets) == 0 {
+					b.Fatal(len(targets), err)
+				}
+			}
+		})
+	}
+}

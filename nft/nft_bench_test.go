@@ -1,0 +1,113 @@
+package nft
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
+)
+
+// benchObserver adds up what transactions did.
+type benchObserver struct {
+	backend.Observer
+	transactions, changes, took atomic.Int64
+}
+
+func (o *benchObserver) Committed(made, renewed, removed int, took time.Duration) {
+	o.transactions.Add(1)
+	o.changes.Add(int64(made + renewed + removed))
+	o.took.Add(int64(took))
+}
+func (*benchObserver) Failed(op string, err error) {}
+func (*benchObserver) Expired(n int)               {}
+func (*benchObserver) Live(ipv4, ipv6 int)         {}
+func (*benchObserver) Repaired(what string)        {}
+func (*benchObserver) Enforcing(bool)              {}
+
+func benchBackend(b *testing.B, table string, events backend.Observer) *Backend {
+	n := New(expiry.NewTable[backend.Key](time.Now()), events)
+	b.Cleanup(func() {
+		if err := n.Close(backend.Remove); err != nil {
+			b.Error(err)
+		}
+	})
+	if err := n.Open(backend.Rules{Table: table, Gateway: true, MaxGrants: 1 << 24}); err != nil {
+		b.Fatal(err)
+	}
+	return n
+}
+
+var benchNumber atomic.Uint32
+
+func benchAddr() netip.Addr {
+	n := benchNumber.Add(1)
+	return netip.AddrFrom4([4]byte{10, byte(n >> 16), byte(n >> 8), byte(n)})
+}
+
+// What one answer waits for, alone and in company.
+func BenchmarkGrant(b *testing.B) {
+	for _, waiters := range []int{1, 8, 64} {
+		b.Run(fmt.Sprintf("waiters=%d", waiters), func(b *testing.B) {
+			events := &benchObserver{}
+			n := benchBackend(b, fmt.Sprintf("bench%d", waiters), events)
+			b.ReportAllocs()
+			b.ResetTimer()
+			var left atomic.Int64
+			left.Store(int64(b.N))
+			var wg sync.WaitGroup
+			for range waiters {
+				wg.Go(func() {
+					for left.Add(-1) >= 0 {
+						g := []backend.Grant{{Addr: benchAddr(), Until: time.Now().Add(5 * time.Minute)}}
+						if err := n.Grant(context.Background(), g); err != nil {
+							b.Error(err)
+							return
+						}
+					}
+				})
+			}
+			wg.Wait()
+			b.ReportMetric(float64(events.took.Load())/float64(events.changes.Load()), "kernel-ns/grant")
+			b.ReportMetric(float64(events.changes.Load())/float64(events.transactions.Load()), "grants/transaction")
+		})
+	}
+}
+
+// The kernel's part with our encoder: what the waiting is for.
+func BenchmarkTransaction(b *testing.B) {
+	// The backend itself must not stand by and find that somebody changes its table.
+	if err := benchBackend(b, "bench", &benchObserver{}).Close(backend.Keep); err != nil {
+		b.Fatal(err)
+	}
+	s, err := openSocket()
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(s.close)
+	for _, size := range []int{1, 10, 100, 1000} {
+		b.Run(fmt.Sprintf("elements=%d", size), func(b *testing.B) {
+			b.ReportAllocs()
+			var batch batch
+			elements := make([]element, size)
+			for b.Loop() {
+				for i := range elements {
+					elements[i] = element{key: backend.KeyOf(benchAddr()), left: 20 * time.Second}
+				}
+				batch.begin(0)
+				batch.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, "bench", true, elements)
+				if err := s.transact(&batch); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*size), "ns/element")
+		})
+	}
+}
