@@ -23,11 +23,35 @@ func (w *writer) check(r backend.Rules) error {
 	return err
 }
 
-// open puts rules in force in one transaction.
+// open puts rules in force. Where others are in force already, it goes by a
+// bridge: first the old rules with all that either list allows, then the new
+// ones. In one transaction the kernel (6.18) shows new rules, and each set's new
+// ranges, at moments of their own, and in between would refuse what is allowed
+// before and after.
 func (w *writer) open(r backend.Rules) error {
-	if w.opened && r.Table != w.rules.Table {
+	switch {
+	case w.opened && r.Table != w.rules.Table:
 		return fmt.Errorf("the table cannot be renamed from %q to %q while running", w.rules.Table, r.Table)
+	case !w.opened || w.broken != nil:
+		return w.arm(r)
 	}
+	old, bridge := w.rules, w.rules
+	bridge.Allowed = slices.Concat(old.Allowed, r.Allowed)
+	bridge.AllowedLocal = slices.Concat(old.AllowedLocal, r.AllowedLocal)
+	bridge.AllowedGateway = slices.Concat(old.AllowedGateway, r.AllowedGateway)
+	err := w.arm(bridge)
+	if err == nil {
+		err = w.arm(r)
+	}
+	if err != nil {
+		w.rules = old
+		w.reopen() // nothing is left half changed
+	}
+	return err
+}
+
+// arm puts rules in force in one transaction.
+func (w *writer) arm(r backend.Rules) error {
 	if err := w.connect(); err != nil {
 		return err
 	}
@@ -37,7 +61,7 @@ func (w *writer) open(r backend.Rules) error {
 		return err
 	}
 	first := !w.opened
-	w.rules, w.ruleset, w.opened, w.broken, w.suspect = r, rs, true, nil, false
+	w.rules, w.opened, w.broken, w.suspect = r, true, nil, false
 	w.remember()
 	switch {
 	case first && adopted && before.sets[forVersion(setGranted, true)] != nil:

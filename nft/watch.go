@@ -69,7 +69,7 @@ func (w *writer) reopen() {
 		w.socket.close()
 		w.socket = nil
 	}
-	if err := w.open(w.rules); err != nil {
+	if err := w.arm(w.rules); err != nil {
 		if w.broken == nil {
 			w.events.Enforcing(false)
 		}

@@ -26,7 +26,6 @@ type writer struct {
 	*Backend
 	socket     *socket
 	rules      backend.Rules
-	ruleset    ruleset
 	opened     bool
 	broken     error // why the rules are not in force although they should be
 	retryAt    time.Time
