@@ -50,23 +50,33 @@ func (w *writer) open(r backend.Rules) error {
 	return err
 }
 
-// arm puts rules in force in one transaction.
+// arm puts rules in force in one transaction, and again until it is certain that
+// they are what stands in the kernel.
 func (w *writer) arm(r backend.Rules) error {
 	if err := w.connect(); err != nil {
 		return err
 	}
-	rs := newRuleset(r)
-	before, adopted, err := w.commitRules(rs, r.Table, false)
-	if err != nil {
-		return err
+	rs, first := newRuleset(r), !w.opened
+	var stood present
+	lost := false
+	for try, end := 0, time.Now().Add(patience); ; try++ {
+		before, adopted, err := w.commitRules(rs, r.Table, false)
+		if err != nil {
+			return err
+		}
+		if try == 0 {
+			stood = before
+		}
+		lost = lost || !adopted
+		w.rules, w.opened, w.broken = r, true, nil
+		if w.remember() || time.Now().After(end) {
+			break
+		}
 	}
-	first := !w.opened
-	w.rules, w.opened, w.broken, w.suspect = r, true, nil, false
-	w.remember()
 	switch {
-	case first && adopted && before.sets[forVersion(setGranted, true)] != nil:
+	case first && !lost && stood.sets[forVersion(setGranted, true)] != nil:
 		w.adopting = w.adopt(r.Table)
-	case !adopted || !w.holdsGrants():
+	case lost || !w.holdsGrants():
 		w.putBackGrants()
 	}
 	w.events.Enforcing(true)
@@ -85,7 +95,6 @@ func (w *writer) commitRules(rs ruleset, table string, dryRun bool) (before pres
 		}
 	}
 	if err != nil {
-		w.events.Failed("open", err)
 		return before, false, fmt.Errorf("table inet %s: %w", table, err)
 	}
 	return before, before.exists && rs.adoptable(before), nil
@@ -122,6 +131,9 @@ func (w *writer) tryRules(rs ruleset, table string, dryRun, forced bool) (before
 	if err := w.socket.transact(&w.batch); err != nil {
 		return before, fmt.Errorf("%s: %w", blame(err, msgs, first), explain(err))
 	}
+	if !dryRun {
+		w.generation = next(generation)
+	}
 	return before, nil
 }
 
@@ -151,23 +163,20 @@ func blame(err error, msgs []netlink.Message, first uint32) string {
 	return "the transaction was refused"
 }
 
-// remember notes what stands in the kernel now, and of which generation it is,
-// to notice when somebody else changes it.
-func (w *writer) remember() {
-	for range 3 {
-		g, err := w.socket.generation()
-		if err != nil {
-			break
-		}
-		w.generation = g
-		if w.installed, err = readTable(w.rules.Table); err != nil {
-			break
-		}
+// remember notes what stands in the kernel now, to notice when somebody else
+// changes it, and reports whether it is what we have just put there: if the
+// generation is another already, it may be somebody else's.
+func (w *writer) remember() bool {
+	p, err := readTable(w.rules.Table)
+	if err == nil {
+		var g uint32
 		if g, err = w.socket.generation(); err == nil && g == w.generation {
-			return
+			w.installed, w.suspect = &p, false
+			return true
 		}
 	}
-	w.suspect = true // look again soon
+	w.installed, w.suspect = nil, true
+	return false
 }
 
 // close ends the writer, and removes the table if so wanted.
@@ -204,10 +213,15 @@ func (w *writer) connect() (err error) {
 	return explain(err)
 }
 
+// readTimeout bounds the wait for an answer of the kernel that got lost.
+const readTimeout = 2 * time.Second
+
 // readTable reads the outline of our table, and of no other.
 func readTable(name string) (present, error) {
 	p := present{sets: map[string]*nftables.Set{}, chains: map[string]*nftables.Chain{}, rules: map[string][]uint64{}, fixed: map[string][]string{}}
-	c, err := nftables.New(nftables.AsLasting())
+	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
+		return c.SetDeadline(time.Now().Add(readTimeout))
+	}))
 	if err != nil {
 		return p, err
 	}

@@ -43,8 +43,10 @@ func (w *writer) verify() {
 		w.suspect = true
 		return
 	}
-	if !p.same(w.installed) {
-		w.events.Repaired("rules")
+	if w.installed == nil || !p.same(*w.installed) {
+		if w.installed != nil || !p.exists {
+			w.events.Repaired("rules")
+		}
 		w.reopen()
 		return
 	}
@@ -70,6 +72,7 @@ func (w *writer) reopen() {
 		w.socket = nil
 	}
 	if err := w.arm(w.rules); err != nil {
+		w.events.Failed("open", err)
 		if w.broken == nil {
 			w.events.Enforcing(false)
 		}

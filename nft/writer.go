@@ -29,8 +29,8 @@ type writer struct {
 	opened     bool
 	broken     error // why the rules are not in force although they should be
 	retryAt    time.Time
-	suspect    bool    // somebody may have changed them
-	installed  present // what stood there after the rules were put in force
+	suspect    bool     // somebody may have changed them
+	installed  *present // what stood there after the rules were put in force; nil when not known
 	generation uint32
 	committed  bool // since the last tick
 	adopting   *adoption
