@@ -128,7 +128,9 @@ func (o *observer) Expired(n int) { grantsExpired.Add(float64(n)) }
 // Failed implements backend.Observer.
 func (o *observer) Failed(op string, err error) {
 	kernelErrors.WithLabelValues(op).Inc()
-	o.failures.Do(func() { log.Errorf("The kernel refused (%s): %v", op, err) })
+	o.failures.Do(func() {
+		log.Errorf("The kernel refused (%s): %v. It is tried again; answers that need it get SERVFAIL until then", op, err)
+	})
 }
 
 // Live implements backend.Observer.
@@ -141,7 +143,7 @@ func (o *observer) Live(ipv4, ipv6 int) {
 func (o *observer) Repaired(what string) {
 	repairs.WithLabelValues(what).Inc()
 	o.repairs.Do(func() {
-		log.Warningf("Somebody else has changed table inet %s (%s): putting it back", o.settings.Load().table, what)
+		log.Warningf("Somebody else has changed table inet %s (%s): putting it back. If this goes on, a second CoreDNS uses the table, or a firewall service reloads", o.settings.Load().table, what)
 	})
 }
 

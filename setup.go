@@ -129,11 +129,18 @@ func (gen *generation) check() error {
 	for _, w := range s.warnings {
 		log.Warning(w)
 	}
+	if s.local() && len(s.allowed)+len(s.allowedLocal) == 0 {
+		log.Warningf("%s: nothing is allowed to this machine without DNS: if forward asks other machines, put their addresses into allowedLocalIPs, or nothing resolves", s.place)
+	}
 	g := engine()
 	if g.armed() && g.settings.Load().table != s.table {
 		return plugin.Error(name, fmt.Errorf("%s: the table cannot be renamed from %q to %q by a reload: restart CoreDNS", s.place, g.settings.Load().table, s.table))
 	}
-	if err := g.backend.Check(s.rules()); err != nil {
+	err := g.backend.Check(s.rules())
+	if permission := (*backend.PermissionError)(nil); errors.As(err, &permission) {
+		return plugin.Error(name, fmt.Errorf("%s: the firewall cannot be set up: %w: run CoreDNS as root, or as deployment/ipdestinationguard-coredns.service does; in a container with --cap-add NET_ADMIN", s.place, err))
+	}
+	if err != nil {
 		return plugin.Error(name, fmt.Errorf("%s: the firewall cannot be set up: %w", s.place, err))
 	}
 	return nil
@@ -179,6 +186,8 @@ func shutdown() error {
 		log.Errorf("Table inet %s could not be removed: %v", s.table, err)
 	case s.onExit == backend.Keep && s.mode != "":
 		log.Infof("Table inet %s stays: what no grant covers is refused (nft delete table inet %s undoes it)", s.table, s.table)
+	case s.mode != "":
+		log.Infof("Table inet %s is removed: everything is open", s.table)
 	}
 	return nil
 }

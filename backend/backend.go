@@ -135,7 +135,7 @@ type PermissionError struct {
 }
 
 func (e *PermissionError) Error() string {
-	return fmt.Sprintf("%v: the process needs %s: start it as root, or give it the capability (AmbientCapabilities= in its systemd unit, or setcap)", e.Err, e.Need)
+	return fmt.Sprintf("%v: the process needs %s", e.Err, e.Need)
 }
 
 func (e *PermissionError) Unwrap() error { return e.Err }
