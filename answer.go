@@ -5,6 +5,7 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"strings"
 
 	"github.com/miekg/dns"
 
@@ -18,11 +19,18 @@ type target struct {
 	ttl uint32 // seconds: the least along the chain that leads to the address
 }
 
-// maxChain is how many names a question may lead through. Resolvers give up
-// sooner: BIND after 11, Unbound after 11.
-const maxChain = 32
+// What an answer may make us do. Resolvers follow far fewer names (BIND and
+// Unbound 11), and no name has that many addresses.
+const (
+	maxChain   = 32   // names that a question may lead through
+	maxAliases = 64   // CNAME and DNAME records
+	maxTargets = 4096 // addresses
+)
 
-var errChain = errors.New("the answer leads through too many names")
+var (
+	errChain   = errors.New("the answer leads through too many names")
+	errTargets = errors.New("the answer has too many addresses")
+)
 
 // link is a name that the question leads to.
 type link struct {
@@ -36,7 +44,8 @@ type link struct {
 // CNAME and DNAME records lead from it. All other records give nothing: not
 // those at other names, and none outside the answer section.
 func readAnswer(q dns.Question, m *dns.Msg, buf []target) ([]target, error) {
-	if m.Rcode != dns.RcodeSuccess || q.Qclass != dns.ClassINET {
+	// The rest of an extended code is not seen by clients without EDNS.
+	if m.Rcode&0xf != dns.RcodeSuccess {
 		return buf, nil
 	}
 	var short [3]link
@@ -51,6 +60,9 @@ func readAnswer(q dns.Question, m *dns.Msg, buf []target) ([]target, error) {
 		}
 		if l := find(chain, h.Name); l != nil {
 			buf = appendTargets(buf, rr, min(l.ttl, h.Ttl))
+		}
+		if len(buf) > maxTargets {
+			return buf, errTargets
 		}
 	}
 	return buf, nil
@@ -105,6 +117,19 @@ func appendTarget(buf []target, ip net.IP, ttl uint32) []target {
 // however the records are ordered. Each name looks at each record once.
 func follow(name string, answer []dns.RR, chain []link) ([]link, error) {
 	chain = append(chain, link{name, math.MaxUint32})
+	aliases := 0
+	for _, rr := range answer {
+		switch rr.(type) {
+		case *dns.CNAME, *dns.DNAME:
+			aliases++
+		}
+	}
+	switch {
+	case aliases == 0:
+		return chain, nil
+	case aliases > maxAliases:
+		return nil, errChain
+	}
 	for i := 0; i < len(chain); i++ {
 		for _, rr := range answer {
 			next, ok := chain[i].alias(rr)
@@ -138,17 +163,27 @@ func (l link) alias(rr dns.RR) (next link, ok bool) {
 // name (RFC 6672, section 2.2). The owner itself is not redirected.
 func substitute(name string, rr *dns.DNAME) (string, bool) {
 	owner := rr.Hdr.Name
-	if len(name) <= len(owner) || !dns.IsSubDomain(owner, name) {
-		return "", false
-	}
 	if owner == "." {
 		owner = ""
 	}
-	prefix := name[:len(name)-len(owner)]
+	prefix := name[:max(len(name)-len(owner), 0)]
+	if !endsLabel(prefix) || !sameName(name[len(prefix):], owner) {
+		return "", false
+	}
 	if rr.Target == "." {
 		return prefix, true
 	}
 	return prefix + rr.Target, true
+}
+
+// endsLabel reports whether a name ends here in a dot that parts labels: one that
+// no odd number of backslashes makes a part of the label.
+func endsLabel(prefix string) bool {
+	if prefix == "" || prefix == "." || prefix[len(prefix)-1] != '.' {
+		return false
+	}
+	label := prefix[:len(prefix)-1]
+	return (len(label)-len(strings.TrimRight(label, `\\`)))%2 == 0
 }
 
 func find(chain []link, name string) *link {

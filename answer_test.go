@@ -83,7 +83,7 @@ func TestReadAnswer(t *testing.T) {
 			a.test. 60 MX 10 a.test.
 			a.test. 60 A 192.0.2.1`, ""},
 		{"a record of another class", "a.test. A", "a.test. 60 CH A 192.0.2.1", ""},
-		{"a question of another class", "a.test. CH A", "a.test. 60 A 192.0.2.1", ""},
+		{"a question of class ANY", "a.test. ANY A", "a.test. 60 A 192.0.2.1", "192.0.2.1 60"},
 		{"ANY", "a.test. ANY", `
 			a.test. 60 A 192.0.2.1
 			a.test. 70 AAAA 2001:db8::1
@@ -194,7 +194,7 @@ func TestReadAnswerOfOtherSections(t *testing.T) {
 		"additional": {Extra: a},
 		"NXDOMAIN":   {MsgHdr: dns.MsgHdr{Rcode: dns.RcodeNameError}, Answer: a},
 		"SERVFAIL":   {MsgHdr: dns.MsgHdr{Rcode: dns.RcodeServerFailure}, Answer: a},
-		"BADVERS":    {MsgHdr: dns.MsgHdr{Rcode: dns.RcodeBadVers}, Answer: a},
+		"BADTIME":    {MsgHdr: dns.MsgHdr{Rcode: dns.RcodeBadTime}, Answer: a},
 	}
 	for name, m := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -346,4 +346,31 @@ func addressesOf(rr dns.RR) (ips []net.IP) {
 		}
 	}
 	return ips
+}
+
+// An answer made to be followed for long is refused.
+func TestReadAnswerOfManyAliases(t *testing.T) {
+	m := new(dns.Msg)
+	for i := range maxAliases + 1 {
+		m.Answer = append(m.Answer, records(t, fmt.Sprintf("b%d.test. 60 DNAME c%d.test.", i, i))...)
+	}
+	if _, err := readAnswer(question(t, "a.test. A"), m, nil); !errors.Is(err, errChain) {
+		t.Error(err)
+	}
+}
+
+// So is one that would open more addresses than any name has: an HTTPS record has
+// room for 16,000.
+func TestReadAnswerOfManyAddresses(t *testing.T) {
+	hint := &dns.SVCBIPv4Hint{}
+	for i := range maxTargets + 1 {
+		hint.Hint = append(hint.Hint, net.IPv4(198, 18, byte(i>>8), byte(i)).To4())
+	}
+	m := &dns.Msg{Answer: []dns.RR{&dns.HTTPS{SVCB: dns.SVCB{
+		Hdr:      dns.RR_Header{Name: "a.test.", Rrtype: dns.TypeHTTPS, Class: dns.ClassINET, Ttl: 60},
+		Priority: 1, Target: ".", Value: []dns.SVCBKeyValue{hint},
+	}}}}
+	if _, err := readAnswer(question(t, "a.test. HTTPS"), m, nil); !errors.Is(err, errTargets) {
+		t.Error(err)
+	}
 }

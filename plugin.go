@@ -26,6 +26,9 @@ func (*Handler) Name() string { return name }
 
 // ServeDNS implements plugin.Handler.
 func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	if len(r.Question) != 1 {
+		return dns.RcodeFormatError, nil // RFC 9619: there is one question
+	}
 	if !guarded(ctx, r) {
 		return plugin.NextOrFailure(name, h.Next, ctx, w, r)
 	}
@@ -45,9 +48,6 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 // that another plugin makes through the whole chain (dns64, a CNAME's target in
 // file): what comes of it is part of the answer that is read outside.
 func guarded(ctx context.Context, r *dns.Msg) bool {
-	if r.Opcode != dns.OpcodeQuery || len(r.Question) == 0 {
-		return false
-	}
 	switch r.Question[0].Qtype {
 	case dns.TypeAXFR, dns.TypeIXFR:
 		return false

@@ -21,6 +21,7 @@ const armingPeriod = 30 * time.Second
 // present is what stands in the kernel under the name of our table.
 type present struct {
 	exists bool
+	flags  uint32 // of the table: a dormant one has no effect
 	sets   map[string]*nftables.Set
 	chains map[string]*nftables.Chain
 	rules  map[string][]uint64 // handles, by chain

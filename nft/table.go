@@ -236,6 +236,7 @@ func readTable(name string) (present, error) {
 	}
 	p.exists = true
 	table := tables[i]
+	p.flags = table.Flags
 	sets, err := c.GetSets(table)
 	if err != nil {
 		return p, err
@@ -280,9 +281,15 @@ func readTable(name string) (present, error) {
 // same in sets that only we change. The kernel gives no handle twice, so a rule
 // that was replaced differs.
 func (p present) same(q present) bool {
-	return p.exists == q.exists && sameKeys(p.sets, q.sets) && sameKeys(p.chains, q.chains) &&
+	return p.exists == q.exists && p.flags == q.flags && sameKeys(p.sets, q.sets) &&
+		maps.EqualFunc(p.chains, q.chains, func(a, b *nftables.Chain) bool { return drops(a) == drops(b) }) &&
 		maps.EqualFunc(p.rules, q.rules, slices.Equal[[]uint64]) &&
 		maps.EqualFunc(p.fixed, q.fixed, slices.Equal[[]string])
+}
+
+// drops reports whether the chain's policy is to drop.
+func drops(c *nftables.Chain) bool {
+	return c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
 }
 
 func sameKeys[V any](a, b map[string]V) bool {

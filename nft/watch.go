@@ -1,6 +1,11 @@
 package nft
 
-import "time"
+import (
+	"time"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
+)
 
 // watch looks whether somebody else has changed the ruleset. Every transaction
 // in the network namespace raises the generation by one; the writer knows its
@@ -148,7 +153,12 @@ func (b *Backend) adopt(table string) *adoption {
 
 func (w *writer) adoptPart(part []element, at time.Time) {
 	for _, e := range part {
-		if e.left > 0 && w.inForce.Adopt(e.key, at.Add(e.left)) {
+		until, _ := w.inForce.Lookup(e.key)
+		switch {
+		case !until.IsZero():
+		case e.left == 0: // without an end, so none of ours: it is to be removed
+			w.due = append(w.due, expiry.Ended[backend.Key]{Key: e.key, Until: at.Add(time.Hour)})
+		case w.inForce.Adopt(e.key, at.Add(e.left)):
 			w.count1(e.key, 1)
 		}
 	}
