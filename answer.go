@@ -183,7 +183,7 @@ func endsLabel(prefix string) bool {
 		return false
 	}
 	label := prefix[:len(prefix)-1]
-	return (len(label)-len(strings.TrimRight(label, `\\`)))%2 == 0
+	return (len(label)-len(strings.TrimRight(label, `\`)))%2 == 0
 }
 
 func find(chain []link, name string) *link {

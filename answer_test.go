@@ -374,3 +374,22 @@ func TestReadAnswerOfManyAddresses(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A dot that belongs to a label does not end it.
+func TestSubstituteKeepsToLabels(t *testing.T) {
+	for _, tt := range []struct{ name, owner, want string }{
+		{"a.old.", "old.", "a.new."},
+		{"A.OLD.", "old.", "A.new."},
+		{"old.", "old.", ""},
+		{"aold.", "old.", ""},
+		{`a\.old.`, "old.", ""},
+		{`a\\.old.`, "old.", `a\\.new.`},
+		{"a.old.", ".", "a.old.new."},
+		{".", ".", ""},
+	} {
+		got, _ := substitute(tt.name, &dns.DNAME{Hdr: dns.RR_Header{Name: tt.owner}, Target: "new."})
+		if got != tt.want {
+			t.Errorf("%s by %s is %q, want %q", tt.name, tt.owner, got, tt.want)
+		}
+	}
+}

@@ -37,8 +37,8 @@ func rejected(h *netlab.Host) (packets uint64, err error) {
 }
 
 // elementsOf is how many elements the kernel holds of a set, those that have
-// expired but not been collected included. The kernel tells since 6.16;
-// before, all of them have to be read.
+// expired but not been collected included. A recent kernel (6.18 does)
+// tells; of others all of them have to be read.
 func elementsOf(h *netlab.Host, set string) (n int, err error) {
 	const setCount = 20 // NFTA_SET_COUNT
 	err = h.Do(func() error {

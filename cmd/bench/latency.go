@@ -20,14 +20,14 @@ func latency(b *bench) error {
 		}
 	}
 	total := map[string]*histogram{}
-	one := load{ttl: 60, window: 1, sockets: 1, numbers: never, lasting: 250 * time.Millisecond}
+	one := load{ttl: 60, window: 1, sockets: 1, numbers: never, lasting: 25 * time.Millisecond}
 	for _, s := range w.servers {
 		if _, _, err := measure(s, one); err != nil {
 			return err
 		}
 		total[s.name] = &histogram{}
 	}
-	for range pick(b, 120, 24) {
+	for range pick(b, 1200, 300) {
 		for _, s := range w.servers {
 			r, l, err := measure(s, one)
 			if err != nil {

@@ -158,14 +158,6 @@ func (b *bench) compared(experiment, what, reference string, wanted float64) {
 	b.report.add(r)
 }
 
-// restart ends the server and starts it anew.
-func (s *server) restart() error {
-	if err := s.Stop(); err != nil {
-		return err
-	}
-	return s.launch(s.variant)
-}
-
 // profiled takes a CPU profile of the guard under the load.
 func (b *bench) profiled(experiment string, l, warm load) error {
 	if b.profile == "" {

@@ -264,16 +264,6 @@ func (s *server) cpu() (user, system time.Duration) {
 	return tick(11), tick(12)
 }
 
-// memory is what /proc says is resident, in bytes.
-func (s *server) memory() int {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", s.pid))
-	if err != nil {
-		return 0
-	}
-	n, _ := strconv.Atoi(strings.Fields(string(text))[1])
-	return n * os.Getpagesize()
-}
-
 // get fetches from an HTTP server on the server's loopback.
 func (s *server) get(port int, path string) ([]byte, error) {
 	return httpGet(s.Host, net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), path)
