@@ -33,12 +33,25 @@ type shard[K comparable] struct {
 	_  [32]byte // a cache line each
 }
 
-type entry struct {
-	until int64 // nanoseconds after the table's epoch
-	trust uint32
+// An entry is when the kernel ends a grant, in milliseconds after the table's
+// epoch (40 bits: 34 years), and the trust it was entered with (24 bits). Small
+// entries are most of what a grant costs in memory.
+type entry uint64
+
+const trustBits = 24
+
+// newEntry rounds up: a millisecond is nothing beside Removal, which a grant
+// that is relied upon has left.
+func newEntry(until time.Duration, trust uint32) entry {
+	ms := (max(until, 0) + time.Millisecond - 1) / time.Millisecond
+	return entry(ms)<<trustBits | entry(trust&(1<<trustBits-1))
 }
 
-func (e entry) dueAt() int64 { return e.until - int64(Removal) }
+func (e entry) until() time.Duration { return time.Duration(e>>trustBits) * time.Millisecond }
+
+func (e entry) dueAt() time.Duration { return e.until() - Removal }
+
+func (e entry) trusted(trust uint32) bool { return (uint32(e)^trust)&(1<<trustBits-1) == 0 }
 
 // NewTable makes an empty table. Times are kept as distances from epoch, with
 // its monotonic reading where it has one.
@@ -67,7 +80,7 @@ func (t *Table[K]) get(k K) (entry, bool) {
 // moment: the writer will not take it out of the kernel before.
 func (t *Table[K]) Covers(k K, until time.Time) bool {
 	e, ok := t.get(k)
-	return ok && e.trust == t.trust.Load() && e.dueAt() >= int64(until.Sub(t.epoch))
+	return ok && e.trusted(t.trust.Load()) && e.dueAt() >= until.Sub(t.epoch)
 }
 
 // Lookup returns when the kernel ends k, and whether that is confirmed. An
@@ -78,7 +91,7 @@ func (t *Table[K]) Lookup(k K) (until time.Time, confirmed bool) {
 	if !ok {
 		return time.Time{}, false
 	}
-	return t.epoch.Add(time.Duration(e.until)), e.trust == t.trust.Load()
+	return t.epoch.Add(e.until()), e.trusted(t.trust.Load())
 }
 
 // Distrust makes every entry unconfirmed, at once.
@@ -101,7 +114,7 @@ func (t *Table[K]) Adopt(k K, until time.Time) (added bool) {
 }
 
 func (t *Table[K]) set(k K, until time.Time, trust uint32) (added bool) {
-	e := entry{int64(until.Sub(t.epoch)), trust}
+	e := newEntry(until.Sub(t.epoch), trust)
 	s := t.shard(k)
 	s.mu.Lock()
 	_, had := s.m[k]
@@ -127,7 +140,7 @@ func (t *Table[K]) Delete(k K) bool {
 // them to buf until it holds limit of them. Keys come up to an eighth of a
 // second late. Writer only.
 func (t *Table[K]) Due(now time.Time, limit int, buf []Ended[K]) []Ended[K] {
-	at := int64(now.Sub(t.epoch))
+	at := now.Sub(t.epoch)
 	for len(buf) < limit {
 		k, ok := t.wheel.pop(at)
 		if !ok {
@@ -140,7 +153,7 @@ func (t *Table[K]) Due(now time.Time, limit int, buf []Ended[K]) []Ended[K] {
 			t.wheel.push(k, e.dueAt())
 		default:
 			t.Delete(k)
-			buf = append(buf, Ended[K]{k, t.epoch.Add(time.Duration(e.until))})
+			buf = append(buf, Ended[K]{k, t.epoch.Add(e.until())})
 		}
 	}
 	return buf
@@ -153,7 +166,7 @@ func (t *Table[K]) Clear() []Ended[K] {
 		s := &t.shards[i]
 		s.mu.Lock()
 		for k, e := range s.m {
-			all = append(all, Ended[K]{k, t.epoch.Add(time.Duration(e.until))})
+			all = append(all, Ended[K]{k, t.epoch.Add(e.until())})
 		}
 		s.m = make(map[K]entry)
 		s.mu.Unlock()
@@ -177,7 +190,7 @@ func (t *Table[K]) All() iter.Seq2[K, time.Time] {
 			s.mu.RLock()
 			part := make([]Ended[K], 0, len(s.m))
 			for k, e := range s.m {
-				part = append(part, Ended[K]{k, t.epoch.Add(time.Duration(e.until))})
+				part = append(part, Ended[K]{k, t.epoch.Add(e.until())})
 			}
 			s.mu.RUnlock()
 			for _, p := range part {

@@ -20,7 +20,7 @@ func after(d time.Duration) time.Time { return epoch.Add(d) }
 const all = 1 << 30
 
 // late is how late keys may come up.
-const late = time.Duration(tickNanos)
+const late = tick
 
 func text(ended []Ended[string]) string {
 	var list []string
@@ -143,7 +143,7 @@ func TestDue(t *testing.T) {
 		want string
 	}{
 		{0, ""}, // the first eighth of a second has not passed
-		{late, "past -1h0m0s"},
+		{late, "past 0s"},
 		{time.Minute - Removal - 1, ""},
 		{time.Minute - Removal + late, "adopted 1m0s, minute 1m0s"},
 		{time.Minute, ""},
@@ -250,6 +250,11 @@ type model struct {
 	trust   int
 }
 
+// kept is what a table keeps of a time: whole milliseconds after the epoch.
+func kept(until time.Duration) time.Duration {
+	return (max(until, 0) + time.Millisecond - 1).Truncate(time.Millisecond)
+}
+
 type modelEntry struct {
 	until, since time.Duration // after the epoch
 	trust        int
@@ -280,13 +285,14 @@ func TestTableIsAsItsModel(t *testing.T) {
 					} else {
 						until = max(until, e.until) // none gets shorter
 					}
+					until = kept(until)
 					m.entries[k] = modelEntry{until, e.since, m.trust}
 					if table.Set(k, after(until)) == had {
 						t.Fatalf("Set says %v of a key that was there: %v", !had, had)
 					}
 				case 6, 7:
 					if !had {
-						m.entries[k] = modelEntry{now + life, now, 0}
+						m.entries[k] = modelEntry{kept(now + life), now, 0}
 					}
 					if table.Adopt(k, after(now+life)) == had {
 						t.Fatalf("Adopt says %v of a key that was there: %v", !had, had)

@@ -1,5 +1,7 @@
 package expiry
 
+import "time"
+
 // wheel orders keys by deadline in slots of an eighth of a second. A key stands
 // in one slot from when it is pushed until it is popped. That a deadline has
 // moved is seen only then: whoever pops pushes the key back or lets it go. So
@@ -10,12 +12,12 @@ type wheel[K comparable] struct {
 	nodes []node[K]    // nodes[0] is unused: 0 ends a list
 	free  uint32       // head of the list of unused nodes
 	slots [turn]uint32 // heads of the lists
-	tick  int64        // the first slot that may hold something
+	next  int64        // the first slot that may hold something
 }
 
 const (
-	tickNanos = int64(125e6)
-	turn      = 4096 // slots: 512 seconds
+	tick = 125 * time.Millisecond
+	turn = 4096 // slots: 512 seconds
 )
 
 type node[K comparable] struct {
@@ -23,9 +25,9 @@ type node[K comparable] struct {
 	next uint32
 }
 
-// push puts k in the slot of its deadline, in nanoseconds after the epoch; a
+// push puts k in the slot of its deadline, counted from the epoch; a
 // deadline beyond this turn comes up for a push once a turn.
-func (w *wheel[K]) push(k K, deadline int64) {
+func (w *wheel[K]) push(k K, deadline time.Duration) {
 	i := w.free
 	if i != 0 {
 		w.free = w.nodes[i].next
@@ -36,15 +38,15 @@ func (w *wheel[K]) push(k K, deadline int64) {
 		i = uint32(len(w.nodes))
 		w.nodes = append(w.nodes, node[K]{})
 	}
-	slot := &w.slots[min(max(deadline/tickNanos, w.tick), w.tick+turn-1)%turn]
+	slot := &w.slots[min(max(int64(deadline/tick), w.next), w.next+turn-1)%turn]
 	w.nodes[i] = node[K]{key: k, next: *slot}
 	*slot = i
 }
 
 // pop takes out a key whose slot had passed at the given time, if there is one.
-func (w *wheel[K]) pop(now int64) (k K, ok bool) {
-	for end := now / tickNanos; w.tick < end; w.tick++ {
-		slot := &w.slots[w.tick%turn]
+func (w *wheel[K]) pop(now time.Duration) (k K, ok bool) {
+	for end := int64(now / tick); w.next < end; w.next++ {
+		slot := &w.slots[w.next%turn]
 		if i := *slot; i != 0 {
 			n := &w.nodes[i]
 			k, *slot = n.key, n.next

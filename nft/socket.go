@@ -28,14 +28,19 @@ var errUnknown = errors.New("the kernel's answer was lost")
 const sendBuffer = 16 << 20
 
 func openSocket() (*socket, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
 	s := &socket{fd: fd, recv: make([]byte, 1<<16)}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	kernel := &unix.SockaddrNetlink{Family: unix.AF_NETLINK}
+	if err := unix.Bind(fd, kernel); err != nil {
 		s.close()
 		return nil, os.NewSyscallError("bind", err)
+	}
+	if err := unix.Connect(fd, kernel); err != nil {
+		s.close()
+		return nil, os.NewSyscallError("connect", err)
 	}
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBuffer) != nil {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer)
@@ -51,7 +56,7 @@ func (s *socket) close() { _ = unix.Close(s.fd) }
 // send hands the kernel a buffer of messages.
 func (s *socket) send(b []byte) error {
 	for {
-		err := unix.Sendto(s.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+		_, err := unix.Write(s.fd, b)
 		if err == unix.EINTR {
 			continue
 		}
@@ -66,7 +71,7 @@ func (s *socket) send(b []byte) error {
 // each wants no more.
 func (s *socket) receive(each func(header unix.NlMsghdr, data []byte) (more bool)) error {
 	for {
-		n, _, err := unix.Recvfrom(s.fd, s.recv, unix.MSG_DONTWAIT)
+		n, err := unix.Read(s.fd, s.recv)
 		switch err {
 		case nil:
 		case unix.EAGAIN:

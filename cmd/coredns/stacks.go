@@ -8,7 +8,7 @@ package main
 // much stack in use as a query needs lift the average. See docs/performance.md.
 const (
 	standIns   = 64
-	queryStack = 8 << 10
+	queryStack = 16 << 10
 )
 
 func init() {
