@@ -12,12 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/backend/backendtest"
 	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
 )
 
 // benchObserver adds up what transactions did.
 type benchObserver struct {
-	backend.Observer
+	backendtest.Quiet
 	transactions, changes, took atomic.Int64
 }
 
@@ -26,11 +27,6 @@ func (o *benchObserver) Committed(made, renewed, removed int, took time.Duration
 	o.changes.Add(int64(made + renewed + removed))
 	o.took.Add(int64(took))
 }
-func (*benchObserver) Failed(op string, err error) {}
-func (*benchObserver) Expired(n int)               {}
-func (*benchObserver) Live(ipv4, ipv6 int)         {}
-func (*benchObserver) Repaired(what string)        {}
-func (*benchObserver) Enforcing(bool)              {}
 
 func benchBackend(b *testing.B, table string, events backend.Observer) *Backend {
 	n := New(expiry.NewTable[backend.Key](time.Now()), events)
