@@ -74,22 +74,23 @@ func (g *guard) permit(ctx context.Context, targets []target) error {
 	lease, now := &g.settings.Load().lease, g.now()
 	for i := range targets {
 		if !g.inForce.Covers(targets[i].key, now.Add(lease.Need(targets[i].ttl))) {
-			return g.hold(ctx, targets, now)
+			return g.hold(ctx, targets[i:], now)
 		}
 	}
 	answersPassed.Inc()
 	return nil
 }
 
-// hold asks for the grants that are missing and waits until they are in force.
+// hold asks for the grants that are missing, that of the first target surely, and
+// waits until they are in force.
 func (g *guard) hold(ctx context.Context, targets []target, now time.Time) error {
 	if g.removed.Load() {
 		return nil
 	}
 	s := g.settings.Load()
 	grants := make([]backend.Grant, 0, len(targets))
-	for _, t := range targets {
-		if !g.inForce.Covers(t.key, now.Add(s.lease.Need(t.ttl))) {
+	for i, t := range targets {
+		if i == 0 || !g.inForce.Covers(t.key, now.Add(s.lease.Need(t.ttl))) {
 			grants = append(grants, backend.Grant{Addr: t.key.Addr(), Until: now.Add(s.lease.Life(t.ttl))})
 		}
 	}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/backend/backendtest"
@@ -22,6 +23,29 @@ func outputChain(table *nftables.Table) *nftables.Chain {
 // acceptAll is the rule that opens everything.
 func acceptAll(table *nftables.Table) *nftables.Rule {
 	return &nftables.Rule{Table: table, Chain: outputChain(table), Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}}
+}
+
+// putToSleep makes the table dormant, which the library cannot: its flags, zero,
+// are the end of the message.
+func putToSleep(t *testing.T, table *nftables.Table) {
+	msgs, err := compose(func(c *nftables.Conn) error { c.AddTable(table); return nil })
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	s, err := openSocket()
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer s.close()
+	msgs[0].Data[len(msgs[0].Data)-1] = unix.NFT_TABLE_F_DORMANT
+	var b batch
+	b.begin(0)
+	b.add(msgs)
+	if err := s.transact(&b); err != nil {
+		t.Error(err)
+	}
 }
 
 // Whatever somebody does to our table is undone, and the grants come back.
@@ -46,6 +70,7 @@ func TestForeignChangesAreRepaired(t *testing.T) {
 		{"a set is added", "rules", func(c *nftables.Conn, table *nftables.Table) {
 			_ = c.AddSet(&nftables.Set{Name: "theirs", Table: table, KeyType: nftables.TypeIPAddr}, nil)
 		}},
+		{"the table is put to sleep", "rules", func(_ *nftables.Conn, table *nftables.Table) { putToSleep(t, table) }},
 		{"everything is allowed", "rules", func(c *nftables.Conn, table *nftables.Table) {
 			_ = c.SetAddElements(&nftables.Set{Name: "allowed4", Table: table, Interval: true, KeyType: nftables.TypeIPAddr},
 				[]nftables.SetElement{{Key: []byte{0, 0, 0, 0}}})
