@@ -159,7 +159,7 @@ func (w *writer) adoptPart(part []element, at time.Time) {
 		case e.left == 0: // without an end, so none of ours: it is to be removed
 			w.due = append(w.due, expiry.Ended[backend.Key]{Key: e.key, Until: at.Add(time.Hour)})
 		case w.inForce.Adopt(e.key, at.Add(e.left)):
-			w.count1(e.key, 1)
+			w.count(e.key, 1)
 		}
 	}
 	w.events.Live(w.live.v4, w.live.v6)

@@ -116,9 +116,7 @@ func (w *writer) sweep() {
 			}
 			reqs = append(reqs, r)
 		}
-		before := len(w.due)
-		w.due = w.inForce.Due(time.Now(), perTransaction, w.due)
-		w.count(w.due[before:], -1)
+		w.takeDue(time.Now(), perTransaction)
 		if len(reqs) == 0 && len(w.due) == 0 {
 			return
 		}
@@ -189,9 +187,7 @@ func (w *writer) transact(reqs []*request, careful bool) error {
 			return err
 		}
 	}
-	before := len(w.due)
-	w.due = w.inForce.Due(now, max(len(p.grants), perTransaction/10), w.due)
-	w.count(w.due[before:], -1)
+	w.takeDue(now, max(len(p.grants), perTransaction/10))
 	if err := w.planRemovals(now, careful); err != nil {
 		return err
 	}
@@ -208,7 +204,7 @@ func (w *writer) transact(reqs []*request, careful bool) error {
 			continue // too late to restore
 		}
 		if w.inForce.Set(g.key, now.Add(max(g.left, g.has))) {
-			w.count1(g.key, 1)
+			w.count(g.key, 1)
 		}
 	}
 	if len(w.due) > 0 {
@@ -217,6 +213,16 @@ func (w *writer) transact(reqs []*request, careful bool) error {
 	}
 	w.events.Live(w.live.v4, w.live.v6)
 	return nil
+}
+
+// takeDue takes what has run out from the table, until limit of it waits to be
+// removed from the kernel.
+func (w *writer) takeDue(now time.Time, limit int) {
+	before := len(w.due)
+	w.due = w.inForce.Due(now, limit, w.due)
+	for i := range w.due[before:] {
+		w.count(w.due[before+i].Key, -1)
+	}
 }
 
 // look finds out what the kernel has of a grant.
@@ -288,13 +294,8 @@ func next(g uint32) uint32 {
 	return g + 1
 }
 
-func (w *writer) count(keys []expiry.Ended[backend.Key], by int) {
-	for i := range keys {
-		w.count1(keys[i].Key, by)
-	}
-}
-
-func (w *writer) count1(k backend.Key, by int) {
+// count keeps account of the live grants.
+func (w *writer) count(k backend.Key, by int) {
 	if k.Is4() {
 		w.live.v4 += by
 	} else {

@@ -12,15 +12,11 @@ import (
 // its address sent before the grant was in force.
 func early(b *bench) error {
 	// Short leases, so that a million names fit into the set one after the other.
-	w, err := newWorld(guardOn(b.Ours, "on_exit remove", "ttl 5s 24h", "margin 5s"))
+	w, s, err := newServer(guardOn(b.Ours, "on_exit remove", "ttl 5s 24h", "margin 5s"))
 	if err != nil {
 		return err
 	}
 	defer w.close()
-	s := w.servers[0]
-	if err := s.start(); err != nil {
-		return err
-	}
 	sink, err := startSink(w.world)
 	if err != nil {
 		return err

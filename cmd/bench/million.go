@@ -147,15 +147,11 @@ func memory(b *bench) error {
 
 // restart and reload with a million grants, while packets go to what is open.
 func restart(b *bench) error {
-	w, err := newWorld(guardOn(b.Ours, "on_exit keep").with(observed...))
+	w, s, err := newServer(guardOn(b.Ours, "on_exit keep").with(observed...))
 	if err != nil {
 		return err
 	}
 	defer w.close()
-	s := w.servers[0]
-	if err := s.start(); err != nil {
-		return err
-	}
 	n := million(b)
 	first, err := preload(s, n)
 	if err != nil {

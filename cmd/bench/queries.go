@@ -53,23 +53,9 @@ func hot(b *bench) error {
 	}
 	defer w.close()
 	warm := load{ttl: 3600, window: 32, numbers: again(0, names), count: 4 * names}
-	for _, s := range w.servers {
-		if err := s.start(); err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
-		}
-		if _, _, err := measure(s, warm); err != nil {
-			return err
-		}
-	}
 	l := load{ttl: 3600, window: inFlight, numbers: again(0, names), lasting: turn}
-	for range b.rounds {
-		for _, s := range w.servers {
-			r, _, err := measure(s, l)
-			if err != nil {
-				return err
-			}
-			b.report.sample("hot", s.name, r)
-		}
+	if err := b.takeTurns("hot", w.servers, warm, l); err != nil {
+		return err
 	}
 	b.compared("hot", "cached names", "guard-off", 0.97)
 	b.compared("hot", "cached names", "stock", 1.05)
@@ -87,28 +73,36 @@ func cold(b *bench) error {
 	defer w.close()
 	warm := load{ttl: 60, window: inFlight, numbers: never, lasting: time.Second}
 	l := load{ttl: 60, window: inFlight, numbers: never, lasting: turn}
-	for _, s := range w.servers {
-		if err := s.start(); err != nil {
-			return err
-		}
-		if _, _, err := measure(s, warm); err != nil {
-			return err
-		}
-	}
-	for range b.rounds {
-		for _, s := range w.servers {
-			r, _, err := measure(s, l)
-			if err != nil {
-				return err
-			}
-			b.report.sample("cold", s.name, r)
-		}
+	if err := b.takeTurns("cold", w.servers, warm, l); err != nil {
+		return err
 	}
 	b.compared("cold", "new names", "ruleset-only", 0.95)
 	b.compared("cold", "new names", "guard-off", 0)
 	b.compared("cold", "new names", "stock", 0)
 	b.others("cold", "new names")
 	return b.profiled("cold", l, warm)
+}
+
+// takeTurns starts and warms the servers and puts the load on each in turn.
+func (b *bench) takeTurns(row string, servers []*server, warm, l load) error {
+	for _, s := range servers {
+		if err := s.start(); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		if _, _, err := measure(s, warm); err != nil {
+			return err
+		}
+	}
+	for range b.rounds {
+		for _, s := range servers {
+			r, _, err := measure(s, l)
+			if err != nil {
+				return err
+			}
+			b.report.sample(row, s.name, r)
+		}
+	}
+	return nil
 }
 
 // variants are what the throughput is compared of.

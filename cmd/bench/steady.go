@@ -16,15 +16,11 @@ func steady(b *bench) error {
 		ttl, options = 5, append(options, "ttl 5s 24h", "margin 1s") // cache knows no TTL below 5
 		life = 6500 * time.Millisecond
 	}
-	w, err := newWorld(guardOn(b.Ours, options...).with(observed...))
+	w, s, err := newServer(guardOn(b.Ours, options...).with(observed...))
 	if err != nil {
 		return err
 	}
 	defer w.close()
-	s := w.servers[0]
-	if err := s.start(); err != nil {
-		return err
-	}
 	type outcome struct {
 		r   *loadResult
 		s   sample

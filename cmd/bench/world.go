@@ -59,6 +59,20 @@ type variant struct {
 	nft string
 }
 
+// newServer makes a world of one server, and starts it.
+func newServer(v *variant) (*world, *server, error) {
+	w, err := newWorld(v)
+	if err != nil {
+		return nil, nil, err
+	}
+	s := w.servers[0]
+	if err := s.start(); err != nil {
+		w.close()
+		return nil, nil, err
+	}
+	return w, s, nil
+}
+
 func newWorld(variants ...*variant) (w *world, err error) {
 	w = &world{}
 	defer func() {
