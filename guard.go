@@ -2,7 +2,6 @@ package ipdestinationguard
 
 import (
 	"context"
-	"errors"
 	"sync/atomic"
 	"time"
 
@@ -26,8 +25,6 @@ type guard struct {
 	failures rate.Sometimes // for the log
 	repairs  rate.Sometimes
 }
-
-var errHold = errors.New("the firewall has not confirmed the address in time")
 
 // newGuard makes a guard that grants nothing before it is armed.
 func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backend, now func() time.Time) *guard {
@@ -94,9 +91,7 @@ func (g *guard) hold(ctx context.Context, targets []target, now time.Time) error
 			grants = append(grants, backend.Grant{Addr: t.key.Addr(), Until: now.Add(s.lease.Life(t.ttl))})
 		}
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, s.hold, errHold)
-	defer cancel()
-	err := g.backend.Grant(ctx, grants)
+	err := g.backend.Grant(ctx, grants, s.hold)
 	holdSeconds.Observe(g.now().Sub(now).Seconds())
 	if err != nil {
 		answersFailed.Inc()

@@ -225,7 +225,7 @@ func TestRefused(t *testing.T) {
 func TestStalled(t *testing.T) {
 	r := newRig(t, "ipdestinationguard nft-local {\nhold 10ms\n}")
 	release := r.kernel.Stall()
-	if err := r.permit("a.test. A", "a.test. 300 A 192.0.2.1"); err != errHold {
+	if err := r.permit("a.test. A", "a.test. 300 A 192.0.2.1"); err != backend.ErrLate {
 		t.Errorf("got %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

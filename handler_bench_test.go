@@ -20,7 +20,7 @@ type benchFirewall struct {
 }
 
 func (f benchFirewall) Open(backend.Rules) error { return nil }
-func (f benchFirewall) Grant(_ context.Context, grants []backend.Grant) error {
+func (f benchFirewall) Grant(_ context.Context, grants []backend.Grant, _ time.Duration) error {
 	for _, g := range grants {
 		f.inForce.Set(backend.KeyOf(g.Addr), g.Until)
 	}

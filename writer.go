@@ -6,6 +6,8 @@ import (
 	"sync"
 
 	"github.com/miekg/dns"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
 // query is one question on its way through the chain: its context, which tells
@@ -91,7 +93,7 @@ func refusal(request *dns.Msg, question dns.Question, reason error) *dns.Msg {
 	if opt := request.IsEdns0(); opt != nil {
 		m.SetEdns0(opt.UDPSize(), opt.Do())
 		code := dns.ExtendedErrorCodeOther
-		if errors.Is(reason, errHold) {
+		if errors.Is(reason, backend.ErrLate) {
 			code = dns.ExtendedErrorCodeNotReady
 		}
 		m.IsEdns0().Option = append(m.IsEdns0().Option, &dns.EDNS0_EDE{

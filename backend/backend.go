@@ -28,8 +28,9 @@ type Backend interface {
 	Open(Rules) error
 
 	// Grant returns when all grants are in force at least until their time,
-	// or why not all of them are, or with ctx. A grant never gets shorter.
-	Grant(context.Context, []Grant) error
+	// or why not all of them are, or with ctx, or with ErrLate when it has
+	// waited for others for so long. A grant never gets shorter.
+	Grant(ctx context.Context, grants []Grant, within time.Duration) error
 
 	// List returns the grants that the enforcer itself knows. It is for
 	// people, not for a query's path: it may take long when there are many.
@@ -123,6 +124,9 @@ var (
 
 	// ErrFull means that a set holds as many grants as it may.
 	ErrFull = errors.New("the set of grants is full")
+
+	// ErrLate means that Grant has waited as long as it may.
+	ErrLate = errors.New("the firewall has not confirmed the address in time")
 
 	// ErrBusy means that more answers wait for the kernel than is sane.
 	ErrBusy = errors.New("too many answers wait for the kernel")

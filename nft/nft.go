@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,22 +16,25 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
-// Backend is the nftables backend. One goroutine, the writer, owns the
-// connection to the kernel and does everything that changes something there.
+// Backend is the nftables backend. Its writer owns the connection to the kernel
+// and does everything that changes something there, on the goroutine of whoever
+// has the turn: an answer that finds nobody at work commits by itself.
 type Backend struct {
 	inForce *backend.InForce
 	events  backend.Observer
 
-	// wake says that requests are pending; control carries work for the
-	// writer; stop ends what runs beside it.
-	wake    chan struct{}
-	control chan func(*writer)
-	stop    chan struct{}
-	stopped chan struct{}
+	turn   sync.Mutex
+	writer writer // with the turn only
+
+	wake chan struct{} // requests are pending and nobody has the turn
+	stop chan struct{}
 
 	mu      sync.Mutex
-	pending []*request
-	waiting int // grants in pending
+	pending []*request // for the next transaction
+	taken   []*request // by whoever has the turn
+	waiting int        // grants in pending
+	clock   *time.Timer
+	ticking bool // the clock is set
 	closed  bool
 }
 
@@ -39,12 +43,15 @@ var _ backend.Backend = (*Backend)(nil)
 // A request is the grants of one answer, waiting for the kernel.
 type request struct {
 	grants []backend.Grant
+	late   time.Time  // nobody waits any longer
 	done   chan error // holds one; nil where nobody waits
 }
 
+// settle tells the result to whoever waits. Only the first one counts.
 func (r *request) settle(err error) {
-	if r.done != nil {
-		r.done <- err
+	select {
+	case r.done <- err:
+	default:
 	}
 }
 
@@ -52,16 +59,52 @@ func (r *request) settle(err error) {
 // cost memory without end.
 const maxWaiting = 1 << 16
 
-// New starts the writer; it touches nothing before Open. The table of what is in
-// force must have no other writer.
+// New starts what looks after the rules; it touches nothing before Open. The
+// table of what is in force must have no other writer.
 func New(inForce *backend.InForce, events backend.Observer) *Backend {
-	b := &Backend{
-		inForce: inForce, events: events,
-		wake: make(chan struct{}, 1), control: make(chan func(*writer)),
-		stop: make(chan struct{}), stopped: make(chan struct{}),
-	}
+	b := &Backend{inForce: inForce, events: events, wake: make(chan struct{}, 1), stop: make(chan struct{})}
+	b.writer.Backend = b
+	b.clock = time.AfterFunc(time.Hour, b.settleLate)
+	b.clock.Stop()
 	go b.run()
 	return b
+}
+
+// run serves those who wait while somebody else has the turn, and watches.
+func (b *Backend) run() {
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-b.stop:
+			return
+		case <-b.wake:
+			b.turn.Lock()
+			b.writer.company = expectCompany
+			b.writer.serve()
+		case <-tick.C:
+			b.turn.Lock()
+			b.writer.watch()
+			b.writer.sweep()
+		}
+		b.endTurn()
+	}
+}
+
+// endTurn sees to it that none who came meanwhile waits for ever.
+func (b *Backend) endTurn() {
+	opened := b.writer.opened // before, they wait for Open
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	clear(b.taken)
+	b.taken = b.taken[:0]
+	b.turn.Unlock() // from here on, whoever comes can have it
+	if opened && len(b.pending) > 0 {
+		select {
+		case b.wake <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // Check implements [backend.Backend]: the kernel itself tries the transaction,
@@ -76,10 +119,22 @@ func (b *Backend) Open(r backend.Rules) error {
 }
 
 // Grant implements [backend.Backend]. Concurrent calls share transactions.
-func (b *Backend) Grant(ctx context.Context, grants []backend.Grant) error {
-	r := &request{grants: grants, done: make(chan error, 1)}
+func (b *Backend) Grant(ctx context.Context, grants []backend.Grant, within time.Duration) error {
+	r := &request{grants: grants, late: time.Now().Add(within), done: make(chan error, 1)}
 	if err := b.enqueue(r); err != nil {
 		return err
+	}
+	if b.turn.TryLock() {
+		b.writer.serve()
+		b.endTurn()
+		select {
+		case err := <-r.done:
+			return err
+		default: // others came first
+		}
+	}
+	if ctx.Done() == nil { // most are so, and half as dear
+		return <-r.done
 	}
 	select {
 	case err := <-r.done:
@@ -89,7 +144,7 @@ func (b *Backend) Grant(ctx context.Context, grants []backend.Grant) error {
 	}
 }
 
-// enqueue lets the writer find the request.
+// enqueue lets whoever has the turn next find the request.
 func (b *Backend) enqueue(r *request) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -101,8 +156,32 @@ func (b *Backend) enqueue(r *request) error {
 	}
 	b.pending = append(b.pending, r)
 	b.waiting += len(r.grants)
-	b.nudge()
+	if !b.ticking {
+		b.ticking = true
+		b.clock.Reset(lateInterval)
+	}
 	return nil
+}
+
+// lateInterval is how often the waiting are looked at, and so how late ErrLate
+// may be. One clock for all costs an answer less than a timer of its own.
+const lateInterval = 20 * time.Millisecond
+
+// settleLate lets those go who have waited long enough, whatever the kernel does.
+func (b *Backend) settleLate() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	for _, waiting := range [][]*request{b.pending, b.taken} {
+		for _, r := range waiting {
+			if now.After(r.late) {
+				r.settle(backend.ErrLate)
+			}
+		}
+	}
+	if b.ticking = len(b.pending)+len(b.taken) > 0; b.ticking {
+		b.clock.Reset(lateInterval)
+	}
 }
 
 // List implements [backend.Backend] by dumping the kernel's sets.
@@ -148,27 +227,20 @@ func (b *Backend) Close(leave backend.Leave) error {
 	return err
 }
 
-// do runs f on the writer's goroutine.
+// do runs f with the turn.
 func (b *Backend) do(f func(*writer) error) error {
-	result := make(chan error, 1)
+	b.turn.Lock()
+	defer b.endTurn()
 	select {
-	case b.control <- func(w *writer) { result <- f(w) }:
-		return <-result
-	case <-b.stopped:
+	case <-b.stop:
 		return backend.ErrClosed
-	}
-}
-
-// nudge wakes the writer.
-func (b *Backend) nudge() {
-	select {
-	case b.wake <- struct{}{}:
 	default:
+		return f(&b.writer)
 	}
 }
 
 // take returns requests that together have about limit grants.
-func (b *Backend) take(limit int) (reqs []*request, more bool) {
+func (b *Backend) take(limit int) []*request {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	n, grants := 0, 0
@@ -176,13 +248,10 @@ func (b *Backend) take(limit int) (reqs []*request, more bool) {
 		grants += len(b.pending[n].grants)
 		n++
 	}
-	if n == len(b.pending) {
-		reqs, b.pending = b.pending, nil
-	} else {
-		reqs, b.pending = b.pending[:n:n], b.pending[n:]
-	}
+	b.taken = append(b.taken[:0], b.pending[:n]...)
+	b.pending = slices.Delete(b.pending, 0, n)
 	b.waiting -= grants
-	return reqs, len(b.pending) > 0
+	return b.taken
 }
 
 // explain turns errnos into what an administrator can act on.

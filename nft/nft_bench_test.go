@@ -63,7 +63,7 @@ func BenchmarkGrant(b *testing.B) {
 				wg.Go(func() {
 					for left.Add(-1) >= 0 {
 						g := []backend.Grant{{Addr: benchAddr(), Until: time.Now().Add(5 * time.Minute)}}
-						if err := n.Grant(context.Background(), g); err != nil {
+						if err := n.Grant(context.Background(), g, time.Minute); err != nil {
 							b.Error(err)
 							return
 						}

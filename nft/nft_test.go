@@ -106,7 +106,7 @@ func openBackend(t *testing.T) *guarded {
 
 func (g *guarded) grant(until time.Time, first, n int) {
 	g.Helper()
-	if err := g.Grant(g.Context(), backendtest.Grants(until, backendtest.Addrs(first, n)...)); err != nil {
+	if err := g.Grant(g.Context(), backendtest.Grants(until, backendtest.Addrs(first, n)...), time.Minute); err != nil {
 		g.Fatal(err)
 	}
 }

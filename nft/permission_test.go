@@ -51,7 +51,7 @@ func TestPermissionLostAndRegained(t *testing.T) {
 	grants := backendtest.Grants(until, backendtest.Addrs(10, 10)...)
 	var err error
 	backendtest.Eventually(t, "a grant is refused", func() bool {
-		err = g.Grant(t.Context(), grants)
+		err = g.Grant(t.Context(), grants, time.Minute)
 		return err != nil
 	})
 	var permission *backend.PermissionError
@@ -66,7 +66,7 @@ func TestPermissionLostAndRegained(t *testing.T) {
 	}
 
 	thief.close()
-	backendtest.Eventually(t, "it works again", func() bool { return g.Grant(t.Context(), grants) == nil })
+	backendtest.Eventually(t, "it works again", func() bool { return g.Grant(t.Context(), grants, time.Minute) == nil })
 	if !g.enforcing() {
 		t.Error(g.lines)
 	}
@@ -83,7 +83,7 @@ func TestPermissionLostAtClose(t *testing.T) {
 	if err := g.Close(backend.Remove); !errors.As(err, &permission) {
 		t.Errorf("close: %v", err)
 	}
-	if err := g.Grant(t.Context(), nil); !errors.Is(err, backend.ErrClosed) {
+	if err := g.Grant(t.Context(), nil, time.Minute); !errors.Is(err, backend.ErrClosed) {
 		t.Errorf("grant: %v", err)
 	}
 }

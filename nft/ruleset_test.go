@@ -128,7 +128,7 @@ func TestPrint(t *testing.T) {
 		t.Fatal(err)
 	}
 	until := time.Now().Add(time.Hour)
-	if err := b.Grant(t.Context(), backendtest.Grants(until, backendtest.Addrs(0, 4)...)); err != nil {
+	if err := b.Grant(t.Context(), backendtest.Grants(until, backendtest.Addrs(0, 4)...), time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	var text bytes.Buffer

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socket is a netlink socket to nfnetlink. It belongs to one goroutine.
+// socket is a netlink socket to nfnetlink, for one goroutine at a time.
 //
 // The kernel works off a request inside sendmsg, so its answers are there when
 // send returns, and nothing here ever waits for one.
@@ -144,23 +144,24 @@ func parseError(h unix.NlMsghdr, data []byte) error {
 
 // transact sends a batch and returns once it is in force or refused.
 func (s *socket) transact(b *batch) error {
-	buf := b.finish(s.seq)
+	first := s.seq
+	last := first + b.count // the one that asks for an acknowledgement
 	s.seq += b.count + 2
-	if err := s.send(buf); err != nil {
+	if err := s.send(b.finish(first)); err != nil {
 		return err
 	}
 	var refused error
 	acknowledged := false
 	err := s.receive(func(h unix.NlMsghdr, data []byte) bool {
-		if h.Type != unix.NLMSG_ERROR {
-			return true
+		if h.Type != unix.NLMSG_ERROR || h.Seq-first > last+1-first {
+			return true // of an earlier transaction
 		}
 		if err := parseError(h, data); err == nil {
 			acknowledged = true
 		} else if refused == nil {
 			refused = err
 		}
-		return true
+		return h.Seq != last // what the kernel says of the others comes before
 	})
 	switch {
 	case refused != nil:

@@ -75,12 +75,11 @@ func (w *writer) arm(r backend.Rules) error {
 	}
 	switch {
 	case first && !lost && stood.sets[forVersion(setGranted, true)] != nil:
-		w.adopting = w.adopt(r.Table)
+		go w.adopt(r.Table)
 	case lost || !w.holdsGrants():
 		w.putBackGrants()
 	}
 	w.events.Enforcing(true)
-	w.nudge()
 	return nil
 }
 
@@ -182,13 +181,15 @@ func (w *writer) remember() bool {
 // close ends the writer, and removes the table if so wanted.
 func (w *writer) close(leave backend.Leave) error {
 	close(w.stop)
+	opened := w.opened
+	w.opened = false
 	defer func() {
 		if w.socket != nil {
 			w.socket.close()
 		}
 	}()
 	w.events.Enforcing(false)
-	if leave == backend.Keep || !w.opened {
+	if leave == backend.Keep || !opened {
 		return nil
 	}
 	if err := w.connect(); err != nil {

@@ -116,39 +116,28 @@ func (w *writer) putBackGrants() {
 	w.live.v4, w.live.v6 = 0, 0
 }
 
-// An adoption reads the grants that an earlier process has left in the kernel,
-// beside the writer's work: with a million of them it takes minutes.
-type adoption struct{ done chan struct{} }
-
-func (b *Backend) adopt(table string) *adoption {
-	a := &adoption{done: make(chan struct{})}
-	go func() {
-		defer close(a.done)
-		s, err := openSocket()
-		if err != nil {
-			return // the kernel expires them all the same
-		}
-		defer s.close()
-		for _, ipv4 := range []bool{true, false} {
-			last := time.Now()
-			_ = s.dump(table, ipv4, func(part []element) bool {
-				now := time.Now()
-				// A long walk inside the kernel takes a fifth of a core at most.
-				walk := now.Sub(last)
-				if walk > time.Millisecond {
-					time.Sleep(min(4*walk, 200*time.Millisecond))
-				}
-				select {
-				case b.control <- func(w *writer) { w.adoptPart(part, now) }:
-				case <-b.stop:
-					return false
-				}
-				last = time.Now()
-				return true
-			})
-		}
-	}()
-	return a
+// adopt reads the grants that an earlier process has left in the kernel, beside
+// the writer's work: with a million of them it takes minutes.
+func (b *Backend) adopt(table string) {
+	s, err := openSocket()
+	if err != nil {
+		return // the kernel expires them all the same
+	}
+	defer s.close()
+	for _, ipv4 := range []bool{true, false} {
+		last := time.Now()
+		_ = s.dump(table, ipv4, func(part []element) bool {
+			now := time.Now()
+			// A long walk inside the kernel takes a fifth of a core at most.
+			walk := now.Sub(last)
+			if walk > time.Millisecond {
+				time.Sleep(min(4*walk, 200*time.Millisecond))
+			}
+			err := b.do(func(w *writer) error { w.adoptPart(part, now); return nil })
+			last = time.Now()
+			return err == nil
+		})
+	}
 }
 
 func (w *writer) adoptPart(part []element, at time.Time) {
@@ -163,11 +152,4 @@ func (w *writer) adoptPart(part []element, at time.Time) {
 		}
 	}
 	w.events.Live(w.live.v4, w.live.v6)
-}
-
-// end waits until the adoption has seen that the backend stops.
-func (a *adoption) end() {
-	if a != nil {
-		<-a.done
-	}
 }

@@ -3,6 +3,7 @@ package nft
 import (
 	"errors"
 	"runtime"
+
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -11,8 +12,8 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
 )
 
-// writer is what the writer's goroutine owns: the connection, and all that it
-// believes of the kernel.
+// writer is the connection to the kernel, and all that is believed of it. It
+// belongs to whoever has the turn.
 //
 // Group commit: while the kernel works on one transaction, the answers that
 // arrive pile up and become the next.
@@ -33,7 +34,7 @@ type writer struct {
 	installed  *present // what stood there after the rules were put in force; nil when not known
 	generation uint32
 	committed  bool // since the last tick
-	adopting   *adoption
+	company    int  // how many more times answers are expected to come together
 
 	batch   batch
 	plan    plan
@@ -50,43 +51,24 @@ const perTransaction = 1000
 // the ruleset, when no transaction of its own has told.
 const watchInterval = 40 * time.Millisecond
 
-func (b *Backend) run() {
-	w := &writer{Backend: b}
-	tick := time.NewTicker(watchInterval)
-	defer tick.Stop()
-	defer close(b.stopped)
-	for !w.stopping() {
-		select {
-		case f := <-b.control:
-			f(w)
-		case <-b.wake:
-			w.serve()
-		case <-tick.C:
-			w.watch()
-			w.sweep()
-		}
-	}
-	w.adopting.end()
-}
-
-func (w *writer) stopping() bool {
-	select {
-	case <-w.stop:
-		return true
-	default:
-		return false
-	}
-}
+// expectCompany is how many transactions after one that was shared are made as if
+// others were about to come as well.
+const expectCompany = 16
 
 // serve commits what is pending, up to one transaction's worth.
 func (w *writer) serve() {
 	if !w.opened {
 		return // they wait for Open, or give up
 	}
-	// Let answers that are ready to run join: it costs nothing when there are
-	// none, and a transaction more when there are.
-	runtime.Gosched()
-	reqs, more := w.take(perTransaction)
+	if w.company > 0 {
+		// Let answers that are ready to run join: a transaction more would cost
+		// more. Alone, it would cost as much as the transaction (wakep).
+		runtime.Gosched()
+	}
+	reqs := w.take(perTransaction)
+	if w.company--; len(reqs) > 1 {
+		w.company = expectCompany
+	}
 	w.repair()
 	if w.broken != nil {
 		for _, r := range reqs {
@@ -94,9 +76,6 @@ func (w *writer) serve() {
 		}
 	} else {
 		w.commit(reqs)
-	}
-	if more {
-		w.nudge()
 	}
 }
 
@@ -196,7 +175,6 @@ func (w *writer) transact(reqs []*request, careful bool) error {
 		if err := w.send(); err != nil {
 			return err
 		}
-		w.events.Committed(p.made, p.renewed, p.removed, time.Since(now))
 	}
 	for i := range p.grants {
 		g := &p.grants[i]
@@ -278,9 +256,11 @@ func (w *writer) send() error {
 	for i, ipv4 := range []bool{true, false} {
 		w.batch.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE|unix.NLM_F_EXCL, w.rules.Table, ipv4, w.plan.additions[i])
 	}
+	start := time.Now()
 	if err := w.socket.transact(&w.batch); err != nil {
 		return err
 	}
+	w.events.Committed(w.plan.made, w.plan.renewed, w.plan.removed, time.Since(start))
 	w.committed = true
 	w.generation = next(w.generation)
 	return nil

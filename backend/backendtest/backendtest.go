@@ -139,7 +139,7 @@ func (c *contract) open(r backend.Rules) {
 
 func (c *contract) grant(until time.Time, addrs ...netip.Addr) {
 	c.Helper()
-	if err := c.Grant(c.Context(), Grants(until, addrs...)); err != nil {
+	if err := c.Grant(c.Context(), Grants(until, addrs...), time.Minute); err != nil {
 		c.Errorf("grant: %v", err)
 	}
 }
@@ -210,7 +210,7 @@ func (c *contract) checkChangesNothing() {
 	}
 	ctx, cancel := enough(c.Context())
 	defer cancel()
-	if err := c.Grant(ctx, Grants(in(time.Hour), Addrs(0, 1)...)); err != errEnough {
+	if err := c.Grant(ctx, Grants(in(time.Hour), Addrs(0, 1)...), time.Minute); err != errEnough {
 		c.Errorf("a grant after check: %v", err)
 	}
 	c.open(Rules())
@@ -228,7 +228,7 @@ func (c *contract) checkChangesNothing() {
 func (c *contract) grantBeforeOpenGivesUp() {
 	ctx, cancel := enough(c.Context())
 	defer cancel()
-	if err := c.Grant(ctx, Grants(in(time.Hour), Addrs(0, 1)...)); err != errEnough {
+	if err := c.Grant(ctx, Grants(in(time.Hour), Addrs(0, 1)...), time.Minute); err != errEnough {
 		c.Errorf("got %v, want the context's cause", err)
 	}
 	if until, _ := c.inForce.Lookup(backend.KeyOf(Addrs(0, 1)[0])); !until.IsZero() {
@@ -292,7 +292,7 @@ func (c *contract) duplicates() {
 			grants = append(grants, backend.Grant{Addr: a, Until: u})
 		}
 	}
-	if err := c.Grant(c.Context(), grants); err != nil {
+	if err := c.Grant(c.Context(), grants, time.Minute); err != nil {
 		c.Fatal(err)
 	}
 	c.lasts(until, Addrs(0, 20)...)
@@ -381,7 +381,7 @@ func (c *contract) full() {
 	var wait sync.WaitGroup
 	errs := make([]error, callers)
 	for i, a := range Addrs(0, callers) {
-		wait.Go(func() { errs[i] = c.Grant(c.Context(), Grants(until, a)) })
+		wait.Go(func() { errs[i] = c.Grant(c.Context(), Grants(until, a), time.Minute) })
 	}
 	wait.Wait()
 	granted := 0
@@ -399,7 +399,7 @@ func (c *contract) full() {
 		c.Errorf("%d were granted, want %d of each IP version", granted, rules.MaxGrants)
 	}
 	Eventually(c.T, "there is room again", func() bool {
-		return c.Grant(c.Context(), Grants(in(time.Hour), Addrs(100, 2*rules.MaxGrants)...)) == nil
+		return c.Grant(c.Context(), Grants(in(time.Hour), Addrs(100, 2*rules.MaxGrants)...), time.Minute) == nil
 	})
 }
 
@@ -441,8 +441,8 @@ func (c *contract) closed() {
 	_, list := c.List()
 	for method, err := range map[string]error{
 		"Check": c.Check(Rules()), "Open": c.Open(Rules()), "List": list,
-		"Grant":         c.Grant(c.Context(), Grants(in(time.Hour), Addrs(0, 1)...)),
-		"Grant of none": c.Grant(c.Context(), nil),
+		"Grant":         c.Grant(c.Context(), Grants(in(time.Hour), Addrs(0, 1)...), time.Minute),
+		"Grant of none": c.Grant(c.Context(), nil, time.Minute),
 	} {
 		if !errors.Is(err, backend.ErrClosed) {
 			c.Errorf("%s after Close: %v, want ErrClosed", method, err)
@@ -475,7 +475,7 @@ func (c *contract) closeBeforeOpen() {
 	ctx, cancel := context.WithCancel(c.Context())
 	defer cancel()
 	waiting := make(chan error)
-	go func() { waiting <- c.Grant(ctx, Grants(in(time.Hour), Addrs(0, 1)...)) }()
+	go func() { waiting <- c.Grant(ctx, Grants(in(time.Hour), Addrs(0, 1)...), time.Minute) }()
 	if err := c.Close(backend.Remove); err != nil {
 		c.Error(err)
 	}
@@ -492,7 +492,7 @@ func (c *contract) closeInFlight() {
 		calling.Add(1)
 		ended.Go(func() {
 			for call := 0; ; call++ {
-				err := c.Grant(c.Context(), Grants(in(time.Hour), Addrs(caller*1000+call%1000, 1)...))
+				err := c.Grant(c.Context(), Grants(in(time.Hour), Addrs(caller*1000+call%1000, 1)...), time.Minute)
 				if call == 0 {
 					calling.Done()
 				}

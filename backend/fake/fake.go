@@ -93,7 +93,8 @@ func (b *Backend) Open(r backend.Rules) error {
 }
 
 // Grant implements [backend.Backend].
-func (b *Backend) Grant(ctx context.Context, grants []backend.Grant) error {
+func (b *Backend) Grant(ctx context.Context, grants []backend.Grant, within time.Duration) error {
+	late := time.After(within)
 	for {
 		b.mu.Lock()
 		if b.closed || b.rules != nil && !b.stalled {
@@ -104,6 +105,8 @@ func (b *Backend) Grant(ctx context.Context, grants []backend.Grant) error {
 		b.mu.Unlock()
 		select {
 		case <-changed:
+		case <-late:
+			return backend.ErrLate
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

@@ -47,7 +47,7 @@ func TestString(t *testing.T) {
 		{Addr: netip.MustParseAddr("2001:db8::1"), Until: at.Add(time.Minute)},
 		{Addr: netip.MustParseAddr("198.51.100.1"), Until: at.Add(90 * time.Second)},
 		{Addr: netip.MustParseAddr("198.51.100.2"), Until: at.Add(time.Second)},
-	})
+	}, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func TestRefuseAndStall(t *testing.T) {
 	no := errors.New("no")
 
 	b.Refuse(no)
-	if err := b.Grant(t.Context(), grants); err != no {
+	if err := b.Grant(t.Context(), grants, time.Minute); err != no {
 		t.Errorf("a grant that is refused: %v", err)
 	}
 	b.Refuse(nil)
@@ -81,11 +81,11 @@ func TestRefuseAndStall(t *testing.T) {
 	release := b.Stall()
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(no)
-	if err := b.Grant(ctx, grants); err != no || b.Transactions() != 0 {
+	if err := b.Grant(ctx, grants, time.Minute); err != no || b.Transactions() != 0 {
 		t.Errorf("a grant that nobody waits for any more: %v, after %d transactions", err, b.Transactions())
 	}
 	done := make(chan error)
-	go func() { done <- b.Grant(t.Context(), grants) }()
+	go func() { done <- b.Grant(t.Context(), grants, time.Minute) }()
 	release()
 	if err := <-done; err != nil || b.Transactions() != 1 {
 		t.Errorf("a grant that was stalled: %v, after %d transactions", err, b.Transactions())
