@@ -83,18 +83,22 @@ func cold(b *bench) error {
 	return b.profiled("cold", l, warm)
 }
 
+// perLife is after how many turns the servers are started anew: two processes of
+// one program may differ by some percent for as long as they live.
+const perLife = 8
+
 // takeTurns starts and warms the servers and puts the load on each in turn.
 func (b *bench) takeTurns(row string, servers []*server, warm, l load) error {
-	for _, s := range servers {
-		if err := s.start(); err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
-		}
-		if _, _, err := measure(s, warm); err != nil {
-			return err
-		}
-	}
-	for range b.rounds {
+	for round := range b.rounds {
 		for _, s := range servers {
+			if round%perLife == 0 {
+				if err := s.restart(); err != nil {
+					return fmt.Errorf("%s: %w", s.name, err)
+				}
+				if _, _, err := measure(s, warm); err != nil {
+					return err
+				}
+			}
 			r, _, err := measure(s, l)
 			if err != nil {
 				return err

@@ -171,6 +171,17 @@ func (s *server) start() error {
 	return s.launch(s.variant)
 }
 
+// restart starts a server, anew if it runs.
+func (s *server) restart() error {
+	if s.Cmd == nil {
+		return s.start()
+	}
+	if err := s.Stop(); err != nil {
+		return err
+	}
+	return s.launch(s.variant)
+}
+
 func (s *server) launch(v *variant) error {
 	if err := os.WriteFile(s.conf, []byte(v.config(s)), 0o644); err != nil {
 		return err
