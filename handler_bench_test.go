@@ -35,7 +35,7 @@ func (benchWriter) RemoteAddr() net.Addr    { return benchClient }
 
 var benchClient = &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1000}
 
-func benchMessages(b *testing.B, records ...string) (question, answer *dns.Msg) {
+func benchMessages(b testing.TB, records ...string) (question, answer *dns.Msg) {
 	question = new(dns.Msg)
 	question.SetQuestion("www.example.org.", dns.TypeA)
 	answer = new(dns.Msg)

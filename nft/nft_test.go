@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -205,4 +206,19 @@ func removeTable(t testing.TB, name string) {
 		table := c.AddTable(&nftables.Table{Name: name, Family: nftables.TableFamilyINet})
 		c.DelTable(table)
 	})
+}
+
+// While the kernel is busy with one transaction for long, the answers behind it
+// give up in time, and are granted all the same.
+func TestLateBehindABusyKernel(t *testing.T) {
+	g := openBackend(t)
+	g.turn.Lock()
+	until := time.Now().Add(time.Hour)
+	for _, ctx := range []context.Context{context.Background(), t.Context()} {
+		if err := g.Grant(ctx, backendtest.Grants(until, backendtest.Addrs(0, 2)...), 10*time.Millisecond); err != backend.ErrLate {
+			t.Errorf("got %v, want ErrLate", err)
+		}
+	}
+	g.endTurn()
+	backendtest.Eventually(t, "they are in force", func() bool { return len(g.inKernel()) == 2 })
 }

@@ -57,7 +57,7 @@ func Run(t *testing.T, newBackend func(t *testing.T) (backend.Backend, *backend.
 		test func(*contract)
 	}{
 		{"check changes nothing", (*contract).checkChangesNothing},
-		{"a grant before open waits and gives up with the context's cause", (*contract).grantBeforeOpenGivesUp},
+		{"a grant before open waits and gives up with the context, or when it is late", (*contract).grantBeforeOpenGivesUp},
 		{"a grant before open is in force after open", (*contract).grantBeforeOpenIsServed},
 		{"grants are in force and listed", (*contract).grantsAreInForce},
 		{"no grants are in force at once", (*contract).noGrants},
@@ -230,6 +230,9 @@ func (c *contract) grantBeforeOpenGivesUp() {
 	defer cancel()
 	if err := c.Grant(ctx, Grants(in(time.Hour), Addrs(0, 1)...), time.Minute); err != errEnough {
 		c.Errorf("got %v, want the context's cause", err)
+	}
+	if err := c.Grant(c.Context(), Grants(in(time.Hour), Addrs(0, 1)...), 50*time.Millisecond); err != backend.ErrLate {
+		c.Errorf("got %v, want ErrLate", err)
 	}
 	if until, _ := c.inForce.Lookup(backend.KeyOf(Addrs(0, 1)[0])); !until.IsZero() {
 		c.Error("it is in force")

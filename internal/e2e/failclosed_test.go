@@ -273,32 +273,6 @@ func (w *world) wantWithheld(m *dns.Msg) {
 	}
 }
 
-// An answer that cannot be waited for is SERVFAIL, and says so. It is as well
-// next time: the grant comes late, not never.
-func TestHoldIsOver(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	w.start(corefile(guardBlock("nft-local", "hold 1ns")))
-	withheld := 0
-	for i := range 20 { // the grant may be faster even so
-		addr := w.self().addr4(i + 1)
-		size := uint16(1232 * (i % 2))
-		m := w.query(w.guard, networks[i/2%2], "127.0.0.1", nameOf(60, addr), "A", size)
-		if m.Rcode == dns.RcodeServerFailure {
-			withheld++
-			w.wantWithheld(m)
-			if got := m.IsEdns0() != nil; got != (size > 0) {
-				t.Errorf("EDNS is %v in the answer to a client with room for %d: %v", got, size, m)
-			}
-		}
-		w.eventually("it is granted", func() bool { return w.resolve(w.guard, "127.0.0.1", addr, 60) == nil })
-		w.wantOpen(w.guard, "tcp", addr)
-	}
-	if withheld == 0 {
-		t.Error("none of 20 answers was withheld")
-	}
-}
-
 // fails runs the binary on the guard until it ends with an error, and returns
 // what it wrote.
 func (w *world) fails(c *netlab.Cmd) string {
