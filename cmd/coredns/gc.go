@@ -9,7 +9,8 @@ import "os"
 // docs/performance.md. Whoever has set GOGC or GOMEMLIMIT has decided otherwise.
 const headroom = 32 << 20
 
-var ballast []byte //nolint:unused // it is there to be there
+//lint:ignore U1000 it is there to be there
+var ballast []byte
 
 func init() {
 	if os.Getenv("GOGC") == "" && os.Getenv("GOMEMLIMIT") == "" {
