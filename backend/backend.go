@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
@@ -61,6 +62,10 @@ type Rules struct {
 	AllowedLocal   []netip.Prefix // for what this machine sends
 	AllowedGateway []netip.Prefix // for what this machine forwards
 
+	// LocalHolders and GatewayHolders are whose grants open the one chain and
+	// the other. Grants of other kinds are refused; Open ends those that live.
+	LocalHolders, GatewayHolders []Holder
+
 	// Interfaces limits the guard of forwarded traffic to what comes in by
 	// these; empty means by any.
 	Interfaces []string
@@ -69,24 +74,47 @@ type Rules struct {
 	MaxGrants int
 }
 
-// Grant is permission to reach an address until a moment.
+// Know reports whether grants of such holders open anything.
+func (r *Rules) Know(h Holder) bool {
+	return r.Local && slices.Contains(r.LocalHolders, h) || r.Gateway && slices.Contains(r.GatewayHolders, h)
+}
+
+// Grantable returns ErrScope, in words, if there cannot be such a grant.
+func (r *Rules) Grantable(g Grant) error {
+	if !r.Know(g.Holder) || !g.CanReach(g.Addr) {
+		return fmt.Errorf("%w: %v to %v", ErrScope, g.Scope, g.Addr)
+	}
+	return nil
+}
+
+// Grant is permission for somebody to reach an address until a moment.
 type Grant struct {
+	Scope
 	Addr  netip.Addr // never IPv4-mapped: see Unmap
 	Until time.Time
 }
 
-// Key names a grant in tables: the address as 16 bytes, IPv4 in mapped form.
-type Key [16]byte
+// Key returns the name of g in tables.
+func (g Grant) Key() Key { return g.Scope.Key(g.Addr) }
 
-// KeyOf returns the key of a grant for addr.
-func KeyOf(addr netip.Addr) Key { return addr.As16() }
+// Key names a grant in tables, whenever it ends.
+type Key struct {
+	Scope
+	IP [16]byte // the address; IPv4 in mapped form
+}
+
+// KeyOf returns the key of everyone's grant for addr.
+func KeyOf(addr netip.Addr) Key { return Scope{}.Key(addr) }
+
+// Grant returns what k is the name of.
+func (k Key) Grant(until time.Time) Grant { return Grant{k.Scope, k.Addr(), until} }
 
 // Addr returns the address that k is for.
-func (k Key) Addr() netip.Addr { return netip.AddrFrom16(k).Unmap() }
+func (k Key) Addr() netip.Addr { return netip.AddrFrom16(k.IP).Unmap() }
 
 // Is4 reports whether the address that k is for is IPv4.
 func (k Key) Is4() bool {
-	return [12]byte(k[:12]) == [12]byte{10: 0xff, 11: 0xff}
+	return [12]byte(k.IP[:12]) == [12]byte{10: 0xff, 11: 0xff}
 }
 
 // InForce is the table of what is in force, kept by the backend and read by the
@@ -124,6 +152,10 @@ var (
 
 	// ErrFull means that a set holds as many grants as it may.
 	ErrFull = errors.New("the set of grants is full")
+
+	// ErrScope means that the rules know no such holder of grants, or that one
+	// cannot have a grant for an address of that IP version.
+	ErrScope = errors.New("nobody like the asker can have such a grant")
 
 	// ErrLate means that Grant has waited as long as it may.
 	ErrLate = errors.New("the firewall has not confirmed the address in time")

@@ -12,6 +12,8 @@ import (
 	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
 // armingPeriod is how long TCP connections may go on of which connection
@@ -49,6 +51,11 @@ func (rs ruleset) adoptable(p present) bool {
 		}
 	}
 	return true
+}
+
+// hasGrants reports whether sets for the grants of these rules stand there.
+func (p present) hasGrants(r backend.Rules) bool {
+	return slices.ContainsFunc(grantSetsFor(r), func(s *grantSet) bool { return p.sets[s.name] != nil })
 }
 
 // compile returns the messages of one transaction that turns what is present

@@ -23,68 +23,62 @@ type element struct {
 // perMessage bounds the list of elements, an attribute of at most 64 KiB.
 const perMessage = 1000
 
-// addElements appends messages that do typ to elements of one IP version.
-func (b *batch) addElements(typ, flags uint16, table string, ipv4 bool, elements []element) {
+// addElements appends messages that do typ to elements of one set.
+func (b *batch) addElements(typ, flags uint16, table string, set *grantSet, elements []element) {
 	for len(elements) > 0 {
 		n := min(len(elements), perMessage)
 		b.open(typ, flags)
 		start := b.last
-		b.buf = appendElements(b.buf, table, ipv4, elements[:n])
+		b.buf = appendElements(b.buf, table, set, elements[:n])
 		b.closeMessage(start)
 		elements = elements[n:]
 	}
 }
 
-func appendElements(b []byte, table string, ipv4 bool, elements []element) []byte {
+func appendElements(b []byte, table string, set *grantSet, elements []element) []byte {
 	b = appendString(b, unix.NFTA_SET_ELEM_LIST_TABLE, table)
-	b = appendString(b, unix.NFTA_SET_ELEM_LIST_SET, forVersion(setGranted, ipv4))
+	b = appendString(b, unix.NFTA_SET_ELEM_LIST_SET, set.name)
 	b, list := nest(b, unix.NFTA_SET_ELEM_LIST_ELEMENTS)
 	for i := range elements {
 		e := &elements[i]
-		addr := e.key[:]
-		if ipv4 {
-			addr = addr[12:]
-		}
-		var elem, key int
+		var elem, key, value int
 		b, elem = nest(b, unix.NFTA_LIST_ELEM)
 		b, key = nest(b, unix.NFTA_SET_ELEM_KEY)
-		b = appendAttribute(b, unix.NFTA_DATA_VALUE, addr)
-		unnest(b, key)
+		b, value = openAttribute(b, unix.NFTA_DATA_VALUE)
+		b = set.appendKey(b, &e.key)
+		closeAttribute(b, value)
+		closeAttribute(b, key)
 		if e.left > 0 {
 			// Without a timeout it would stay for good.
 			b = appendUint64(b, unix.NFTA_SET_ELEM_TIMEOUT, uint64(max(e.left.Milliseconds(), 1)))
 		}
-		unnest(b, elem)
+		closeAttribute(b, elem)
 	}
-	unnest(b, list)
+	closeAttribute(b, list)
 	return b
 }
 
-// parseElements calls each for every element in an answer of the kernel.
-func parseElements(data []byte, each func(element)) {
+// parseElements calls each for every element of a set in an answer of the kernel.
+func parseElements(data []byte, set *grantSet, each func(element)) {
 	for typ, list := range attributes(data) {
 		if typ != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
 			continue
 		}
 		for _, elem := range attributes(list) {
-			if e, ok := parseElement(elem); ok {
+			if e, ok := parseElement(elem, set); ok {
 				each(e)
 			}
 		}
 	}
 }
 
-func parseElement(data []byte) (e element, ok bool) {
+func parseElement(data []byte, set *grantSet) (e element, ok bool) {
 	for typ, value := range attributes(data) {
 		switch typ {
 		case unix.NFTA_SET_ELEM_KEY:
-			for typ, addr := range attributes(value) {
-				switch {
-				case typ != unix.NFTA_DATA_VALUE:
-				case len(addr) == 4:
-					e.key, ok = backend.Key{10: 0xff, 11: 0xff, 12: addr[0], 13: addr[1], 14: addr[2], 15: addr[3]}, true
-				case len(addr) == 16:
-					e.key, ok = backend.Key(addr), true
+			for typ, key := range attributes(value) {
+				if typ == unix.NFTA_DATA_VALUE {
+					e.key, ok = set.parseKey(key)
 				}
 			}
 		case unix.NFTA_SET_ELEM_EXPIRATION:
@@ -99,9 +93,10 @@ func parseElement(data []byte) (e element, ok bool) {
 // get asks for one element. An element without a timeout, which is none of ours,
 // has nothing left of its life.
 func (s *socket) get(table string, k backend.Key) (left time.Duration, found bool, err error) {
-	attrs := appendElements(nil, table, k.Is4(), []element{{key: k}})
+	set := &grantSets[setOf(k)]
+	attrs := appendElements(nil, table, set, []element{{key: k}})
 	err = s.request(unix.NFT_MSG_GETSETELEM, 0, attrs, func(data []byte) bool {
-		parseElements(data, func(e element) { left, found = e.left, true })
+		parseElements(data, set, func(e element) { left, found = e.left, true })
 		return true
 	})
 	if errors.Is(err, unix.ENOENT) {
@@ -114,12 +109,12 @@ func (s *socket) get(table string, k backend.Key) (left time.Duration, found boo
 // more; the socket is of no use then. It does not mind changes meanwhile: an
 // element may be missed or come twice. Every piece makes the kernel walk over
 // all the elements before it.
-func (s *socket) dump(table string, ipv4 bool, each func([]element) (more bool)) error {
+func (s *socket) dump(table string, set *grantSet, each func([]element) (more bool)) error {
 	attrs := appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, table)
-	attrs = appendString(attrs, unix.NFTA_SET_ELEM_LIST_SET, forVersion(setGranted, ipv4))
+	attrs = appendString(attrs, unix.NFTA_SET_ELEM_LIST_SET, set.name)
 	return s.request(unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, attrs, func(data []byte) bool {
 		var part []element
-		parseElements(data, func(e element) { part = append(part, e) })
+		parseElements(data, set, func(e element) { part = append(part, e) })
 		return each(part)
 	})
 }

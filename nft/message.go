@@ -119,14 +119,17 @@ func appendUint64(b []byte, typ uint16, v uint64) []byte {
 	return binary.BigEndian.AppendUint64(b, v)
 }
 
-// nest opens an attribute that holds others; close it with unnest.
-func nest(b []byte, typ uint16) ([]byte, int) {
+// openAttribute begins an attribute that closeAttribute ends.
+func openAttribute(b []byte, typ uint16) ([]byte, int) {
 	start := len(b)
 	b = binary.NativeEndian.AppendUint16(b, 0)
-	return binary.NativeEndian.AppendUint16(b, typ|unix.NLA_F_NESTED), start
+	return binary.NativeEndian.AppendUint16(b, typ), start
 }
 
-func unnest(b []byte, start int) {
+// nest begins an attribute that holds others.
+func nest(b []byte, typ uint16) ([]byte, int) { return openAttribute(b, typ|unix.NLA_F_NESTED) }
+
+func closeAttribute(b []byte, start int) {
 	binary.NativeEndian.PutUint16(b[start:], uint16(len(b)-start))
 }
 

@@ -37,10 +37,17 @@ func split(t *testing.T, b []byte) (all []message) {
 	return all
 }
 
-func elementsOf(ipv4 bool, n int) (elements []element) {
-	for _, a := range backendtest.Addrs(0, 2*n) {
-		if a.Is4() == ipv4 {
-			elements = append(elements, element{backend.KeyOf(a), time.Duration(len(elements)+1) * time.Millisecond})
+func elementsOf(set *grantSet, n int) (elements []element) {
+	for i, a := range backendtest.Addrs(0, 2*n) {
+		scope := backend.Scope{Holder: set.holder}
+		switch set.holder {
+		case backend.Client:
+			scope = backend.ClientScope(a)
+		case backend.Link:
+			scope = backend.LinkScope([6]byte{2, 3, 4, 5, byte(i >> 8), byte(i)})
+		}
+		if a.Is4() == set.ipv4 {
+			elements = append(elements, element{scope.Key(a), time.Duration(len(elements)+1) * time.Millisecond})
 		}
 	}
 	return elements
@@ -49,13 +56,14 @@ func elementsOf(ipv4 bool, n int) (elements []element) {
 // Elements come back from their messages as they went in, and no message is
 // longer than an attribute can be.
 func TestElementsRoundTrip(t *testing.T) {
-	for _, ipv4 := range []bool{true, false} {
+	for i := range grantSets {
+		set := &grantSets[i]
 		for _, n := range []int{0, 1, 2, perMessage, perMessage + 1, 3*perMessage - 1} {
-			want := elementsOf(ipv4, n)
+			want := elementsOf(set, n)
 			var b batch
 			b.begin(0)
-			b.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, "table", ipv4, want)
-			b.addElements(unix.NFT_MSG_DELSETELEM, 0, "table", ipv4, nil)
+			b.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, "table", set, want)
+			b.addElements(unix.NFT_MSG_DELSETELEM, 0, "table", set, nil)
 			msgs := split(t, b.finish(1))
 			var got []element
 			for _, m := range msgs[1 : len(msgs)-1] {
@@ -65,11 +73,11 @@ func TestElementsRoundTrip(t *testing.T) {
 				for typ, value := range attributes(m.data) {
 					switch {
 					case typ == unix.NFTA_SET_ELEM_LIST_TABLE && cString(value) != "table",
-						typ == unix.NFTA_SET_ELEM_LIST_SET && cString(value) != forVersion(setGranted, ipv4):
+						typ == unix.NFTA_SET_ELEM_LIST_SET && cString(value) != set.name:
 						t.Errorf("attribute %d: %q", typ, value)
 					case typ == unix.NFTA_SET_ELEM_LIST_ELEMENTS:
 						for _, elem := range attributes(value) {
-							e, ok := parseElement(elem)
+							e, ok := parseElement(elem, set)
 							if !ok {
 								t.Error("an element without a key")
 							}
@@ -84,7 +92,7 @@ func TestElementsRoundTrip(t *testing.T) {
 				}
 			}
 			if !slices.Equal(got, want) {
-				t.Errorf("%d elements, IPv4 %v: got %d", n, ipv4, len(got))
+				t.Errorf("%d elements, IPv4 %v: got %d", n, set.ipv4, len(got))
 			}
 		}
 	}
@@ -93,7 +101,7 @@ func TestElementsRoundTrip(t *testing.T) {
 // A life under a millisecond is a millisecond: without one, an element stays.
 func TestNoElementIsForGood(t *testing.T) {
 	for _, left := range []time.Duration{1, time.Microsecond, time.Millisecond - 1} {
-		b := appendElements(nil, "t", true, []element{{elementsOf(true, 1)[0].key, left}})
+		b := appendElements(nil, "t", &grantSets[0], []element{{elementsOf(&grantSets[0], 1)[0].key, left}})
 		timeout := appendUint64(nil, unix.NFTA_SET_ELEM_TIMEOUT, 1)
 		if !strings.Contains(string(b), string(timeout)) {
 			t.Errorf("%v: %x", left, b)
@@ -105,7 +113,7 @@ func TestParseElement(t *testing.T) {
 	key := func(addr ...byte) []byte {
 		b, n := nest(nil, unix.NFTA_SET_ELEM_KEY)
 		b = appendAttribute(b, unix.NFTA_DATA_VALUE, addr)
-		unnest(b, n)
+		closeAttribute(b, n)
 		return b
 	}
 	left := appendUint64(nil, unix.NFTA_SET_ELEM_EXPIRATION, 1500)
@@ -125,7 +133,11 @@ func TestParseElement(t *testing.T) {
 		{"cut off", key(192, 0, 2, 1)[:9], "", 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			e, ok := parseElement(tt.data)
+			set := &grantSets[0]
+			if tt.name == "IPv6" {
+				set = &grantSets[1]
+			}
+			e, ok := parseElement(tt.data, set)
 			if ok != (tt.want != "") || ok && e.key.Addr().String() != tt.want || e.left != tt.left {
 				t.Errorf("got %v for %v, %v", e.key.Addr(), e.left, ok)
 			}
@@ -139,7 +151,7 @@ func TestBatch(t *testing.T) {
 		b.begin(7)
 		b.dryRun = dryRun
 		for range 2 {
-			b.addElements(unix.NFT_MSG_NEWSETELEM, 0, "t", true, elementsOf(true, 3))
+			b.addElements(unix.NFT_MSG_NEWSETELEM, 0, "t", &grantSets[0], elementsOf(&grantSets[0], 3))
 		}
 		msgs := split(t, b.finish(100))
 		end := msgs[len(msgs)-1]

@@ -186,8 +186,8 @@ func (b *Backend) settleLate() {
 
 // List implements [backend.Backend] by dumping the kernel's sets.
 func (b *Backend) List() ([]backend.Grant, error) {
-	var table string
-	if err := b.do(func(w *writer) error { table = w.rules.Table; return nil }); err != nil {
+	var rules backend.Rules
+	if err := b.do(func(w *writer) error { rules = w.rules; return nil }); err != nil {
 		return nil, err
 	}
 	s, err := openSocket()
@@ -196,11 +196,11 @@ func (b *Backend) List() ([]backend.Grant, error) {
 	}
 	defer s.close()
 	var grants []backend.Grant
-	for _, ipv4 := range []bool{true, false} {
-		if err := s.dump(table, ipv4, func(part []element) bool {
+	for _, set := range grantSetsFor(rules) {
+		if err := s.dump(rules.Table, set, func(part []element) bool {
 			now := time.Now()
 			for _, e := range part {
-				grants = append(grants, backend.Grant{Addr: e.key.Addr(), Until: now.Add(e.left)})
+				grants = append(grants, e.key.Grant(now.Add(e.left)))
 			}
 			return true
 		}); err != nil {

@@ -35,7 +35,7 @@ func benchBackend(b *testing.B, table string, events backend.Observer) *Backend 
 			b.Error(err)
 		}
 	})
-	if err := n.Open(backend.Rules{Table: table, Gateway: true, MaxGrants: 1 << 24}); err != nil {
+	if err := n.Open(backend.Rules{Table: table, Gateway: true, GatewayHolders: []backend.Holder{backend.Everyone}, MaxGrants: 1 << 24}); err != nil {
 		b.Fatal(err)
 	}
 	return n
@@ -98,7 +98,7 @@ func BenchmarkTransaction(b *testing.B) {
 					elements[i] = element{key: backend.KeyOf(benchAddr()), left: 20 * time.Second}
 				}
 				batch.begin(0)
-				batch.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, "bench", true, elements)
+				batch.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, "bench", &grantSets[0], elements)
 				if err := s.transact(&batch); err != nil {
 					b.Fatal(err)
 				}

@@ -11,9 +11,9 @@ type plan struct {
 	grants []planned
 	index  map[backend.Key]int // of grants, when there are many
 
-	// By IP version: IPv4, IPv6. Removals come first, so that a grant in both
-	// is renewed in one step.
-	removals, additions    [2][]element
+	// By set: see grantSets. Removals come first, so that a grant in both is
+	// renewed in one step.
+	removals, additions    [sets][]element
 	made, renewed, removed int
 }
 
@@ -74,8 +74,8 @@ func (p *plan) want(k backend.Key, left time.Duration) {
 }
 
 func (p *plan) remove(k backend.Key) {
-	v := version(k)
-	p.removals[v] = append(p.removals[v], element{key: k})
+	i := setOf(k)
+	p.removals[i] = append(p.removals[i], element{key: k})
 }
 
 // sort turns what is wanted and what is there into removals and additions. A
@@ -92,8 +92,8 @@ func (p *plan) sort() {
 		default:
 			p.made++
 		}
-		v := version(g.key)
-		p.additions[v] = append(p.additions[v], element{g.key, g.left})
+		set := setOf(g.key)
+		p.additions[set] = append(p.additions[set], element{g.key, g.left})
 	}
 }
 
@@ -104,11 +104,4 @@ func (p *plan) empty() bool {
 		}
 	}
 	return true
-}
-
-func version(k backend.Key) int {
-	if k.Is4() {
-		return 0
-	}
-	return 1
 }

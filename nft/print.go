@@ -2,9 +2,9 @@ package nft
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"io"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -154,10 +154,10 @@ func (rs ruleset) read() (contents, error) {
 		if err != nil {
 			return now, err
 		}
-		slices.SortFunc(elements, func(a, b nftables.SetElement) int { return bytes.Compare(a.Key, b.Key) })
+		slices.SortFunc(elements, func(a, b nftables.SetElement) int { return s.compareKeys(a.Key, b.Key) })
 		for _, e := range elements {
 			now.elements[s.name] = append(now.elements[s.name],
-				fmt.Sprintf("%s timeout %s expires %s", keyText(e.Key), duration(e.Timeout), duration(e.Expires)))
+				fmt.Sprintf("%s timeout %s expires %s", s.keyText(e.Key), duration(e.Timeout), duration(e.Expires)))
 		}
 	}
 	for _, ch := range rs.chains {
@@ -176,10 +176,20 @@ func (rs ruleset) read() (contents, error) {
 	return now, nil
 }
 
-// keyText is the key of an element as nft prints it: an address or an IP version.
-func keyText(key []byte) string {
-	if addr, ok := netip.AddrFromSlice(key); ok {
-		return addr.String()
+// compareKeys orders elements as nft does: by their last field first.
+func (s set) compareKeys(a, b []byte) int {
+	if s.grants == nil {
+		return bytes.Compare(a, b)
+	}
+	whoA, addrA := s.grants.split(a)
+	whoB, addrB := s.grants.split(b)
+	return cmp.Or(bytes.Compare(addrA, addrB), bytes.Compare(whoA, whoB))
+}
+
+// keyText is the key of an element as nft prints it: of a grant, or an IP version.
+func (s set) keyText(key []byte) string {
+	if s.grants != nil {
+		return s.grants.keyText(key)
 	}
 	if key[0] == unix.NFPROTO_IPV4 {
 		return "ipv4"

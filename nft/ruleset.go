@@ -2,6 +2,7 @@ package nft
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"go4.org/netipx"
@@ -22,6 +23,7 @@ type set struct {
 	key           nftables.SetDatatype
 	size          int  // most elements; 0 for no bound
 	timeout       bool // elements end by themselves; they survive a reload
+	grants        *grantSet
 
 	// What a set without timeouts holds: one of these.
 	ranges     []netipx.IPRange
@@ -56,17 +58,19 @@ func newRuleset(r backend.Rules) ruleset {
 		name: setArming, key: nftables.TypeNFProto, timeout: true,
 		comment: "holds ipv4 and ipv6 while connections older than the guard may go on",
 	})
-	rs.addSets(setGranted, "addresses that DNS answers have opened", r.MaxGrants, nil)
-	rs.addSets("allowed", "always open: allowedIPs", 0, r.Allowed)
+	for _, s := range grantSetsFor(r) {
+		rs.sets = append(rs.sets, set{name: s.name, comment: s.comment, key: s.key(), size: r.MaxGrants, timeout: true, grants: s})
+	}
+	rs.addSets("allowed", "always open: allowedIPs", r.Allowed)
 	// These stand there in every mode, so that a reload to another finds them
 	// filled: see clear.
-	rs.addSets("allowed-local", "always open to this machine: allowedLocalIPs", 0, r.AllowedLocal)
-	rs.addSets("allowed-gateway", "always open to the network behind: allowedGatewayIPs", 0, r.AllowedGateway)
+	rs.addSets("allowed-local", "always open to this machine: allowedLocalIPs", r.AllowedLocal)
+	rs.addSets("allowed-gateway", "always open to the network behind: allowedGatewayIPs", r.AllowedGateway)
 
 	if r.Local {
 		rs.chains = append(rs.chains, chain{
 			name: chainOutput, hook: nftables.ChainHookOutput,
-			rules: concat(preamble(), dhcpClient(), destinations("allowed-local"), refuse()),
+			rules: concat(preamble(), dhcpClient(), allowed("allowed-local"), granted(r.LocalHolders), refuse()),
 		})
 	}
 	if r.Gateway {
@@ -80,21 +84,20 @@ func newRuleset(r backend.Rules) ruleset {
 		}
 		rs.chains = append(rs.chains, chain{
 			name: chainForward, hook: nftables.ChainHookForward,
-			rules: concat(unguarded, preamble(), destinations("allowed-gateway"), refuse()),
+			rules: concat(unguarded, preamble(), allowed("allowed-gateway"), granted(r.GatewayHolders), refuse()),
 		})
 	}
 	return rs
 }
 
-// addSets adds a set for each IP version: of ranges, or of grants where size
-// says how many.
-func (rs *ruleset) addSets(name, comment string, size int, prefixes []netip.Prefix) {
+// addSets adds a set of ranges for each IP version.
+func (rs *ruleset) addSets(name, comment string, prefixes []netip.Prefix) {
 	v4, v6 := ranges(prefixes)
 	for _, s := range []set{
 		{key: nftables.TypeIPAddr, ranges: v4, name: forVersion(name, true)},
 		{key: nftables.TypeIP6Addr, ranges: v6, name: forVersion(name, false)},
 	} {
-		s.comment, s.size, s.timeout = comment, size, size > 0
+		s.comment = comment
 		rs.sets = append(rs.sets, s)
 	}
 }
@@ -153,16 +156,26 @@ func dhcpClient() []rule {
 	}
 }
 
-// destinations lets through what goes to addresses in the sets.
-func destinations(chainsOwn string) []rule {
+// allowed lets through what goes to addresses that the Corefile names.
+func allowed(chainsOwn string) []rule {
 	var rules []rule
 	for _, s := range []struct{ name, comment string }{
 		{"allowed", "allowedIPs"},
 		{chainsOwn, "allowed on this chain"},
-		{setGranted, "opened by a DNS answer"},
 	} {
 		for _, ipv4 := range []bool{true, false} {
 			rules = append(rules, rule{s.comment, []match{destinationIn(s.name, ipv4)}, accept})
+		}
+	}
+	return rules
+}
+
+// granted lets through what holders of grants send where they may.
+func granted(holders []backend.Holder) []rule {
+	var rules []rule
+	for i := range grantSets {
+		if slices.Contains(holders, grantSets[i].holder) {
+			rules = append(rules, rule{"opened by a DNS answer", []match{grantSets[i].match()}, accept})
 		}
 	}
 	return rules

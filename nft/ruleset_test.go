@@ -31,8 +31,10 @@ func prefixes(t testing.TB, texts ...string) (p []netip.Prefix) {
 	return p
 }
 
+var everyone = []backend.Holder{backend.Everyone}
+
 func goldenRules(t testing.TB) map[string]backend.Rules {
-	base := backend.Rules{Table: "ipdestinationguard", MaxGrants: 1 << 20}
+	base := backend.Rules{Table: "ipdestinationguard", MaxGrants: 1 << 20, LocalHolders: everyone, GatewayHolders: everyone}
 	local, gateway, both, everything := base, base, base, base
 
 	local.Local = true
@@ -51,6 +53,8 @@ func goldenRules(t testing.TB) map[string]backend.Rules {
 		"2001:db8::/32", "2001:db8:1::/48", "ffff::/16", "fe80::1/128")
 	both.AllowedLocal = prefixes(t, "9.9.9.9/32")
 	both.AllowedGateway = prefixes(t, "2001:db8:ffff::/48")
+
+	both.LocalHolders, both.GatewayHolders = []backend.Holder{backend.Machine}, []backend.Holder{backend.Client, backend.Link}
 
 	everything.Local = true
 	everything.Allowed = prefixes(t, "0.0.0.0/0", "::/0", "10.0.0.0/8", "2001:db8::/32")
@@ -122,13 +126,13 @@ func TestReloadToAnyOtherRuleset(t *testing.T) {
 
 // Print shows what nft shows, but for the moment.
 func TestPrint(t *testing.T) {
-	rules := goldenRules(t)["both"]
+	rules := backendtest.ScopedRules()
 	b := newBackend(t)
 	if err := b.Open(rules); err != nil {
 		t.Fatal(err)
 	}
 	until := time.Now().Add(time.Hour)
-	if err := b.Grant(t.Context(), backendtest.Grants(until, backendtest.Addrs(0, 4)...), time.Minute); err != nil {
+	if err := b.Grant(t.Context(), backendtest.ScopedGrants(until, backendtest.Addrs(0, 4)...), time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	var text bytes.Buffer

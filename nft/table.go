@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
 )
 
 // check lets the kernel try the rules without carrying them out.
@@ -57,6 +58,7 @@ func (w *writer) arm(r backend.Rules) error {
 		return err
 	}
 	rs, first := newRuleset(r), !w.opened
+	w.forget(r)
 	var stood present
 	lost := false
 	for try, end := 0, time.Now().Add(patience); ; try++ {
@@ -74,13 +76,33 @@ func (w *writer) arm(r backend.Rules) error {
 		}
 	}
 	switch {
-	case first && !lost && stood.sets[forVersion(setGranted, true)] != nil:
-		go w.adopt(r.Table)
+	case first && !lost && stood.hasGrants(r):
+		go w.adopt(r)
 	case lost || !w.holdsGrants():
 		w.putBackGrants()
 	}
 	w.events.Enforcing(true)
 	return nil
+}
+
+// forget takes grants out of the table whose sets the rules do not have any more,
+// before they are gone.
+func (w *writer) forget(r backend.Rules) {
+	var stay [sets]bool
+	for _, s := range grantSetsFor(r) {
+		stay[s.index()] = true
+	}
+	if stay == w.declared {
+		return
+	}
+	for k := range w.inForce.All() {
+		if !stay[setOf(k)] && w.inForce.Delete(k) {
+			w.count(k, -1)
+		}
+	}
+	gone := func(e expiry.Ended[backend.Key]) bool { return !stay[setOf(e.Key)] }
+	w.due, w.restore = slices.DeleteFunc(w.due, gone), slices.DeleteFunc(w.restore, gone)
+	w.declared = stay
 }
 
 // commitRules turns what stands in the kernel into rs. It returns what stood

@@ -118,15 +118,15 @@ func (w *writer) putBackGrants() {
 
 // adopt reads the grants that an earlier process has left in the kernel, beside
 // the writer's work: with a million of them it takes minutes.
-func (b *Backend) adopt(table string) {
+func (b *Backend) adopt(r backend.Rules) {
 	s, err := openSocket()
 	if err != nil {
 		return // the kernel expires them all the same
 	}
 	defer s.close()
-	for _, ipv4 := range []bool{true, false} {
+	for _, set := range grantSetsFor(r) {
 		last := time.Now()
-		_ = s.dump(table, ipv4, func(part []element) bool {
+		_ = s.dump(r.Table, set, func(part []element) bool {
 			now := time.Now()
 			// A long walk inside the kernel takes a fifth of a core at most.
 			walk := now.Sub(last)

@@ -27,6 +27,7 @@ type writer struct {
 	*Backend
 	socket     *socket
 	rules      backend.Rules
+	declared   [sets]bool // the sets of grants that the rules have
 	opened     bool
 	broken     error // why the rules are not in force although they should be
 	retryAt    time.Time
@@ -91,7 +92,7 @@ func (w *writer) sweep() {
 		if n > 0 {
 			r := &request{}
 			for _, e := range w.restore[:n] {
-				r.grants = append(r.grants, backend.Grant{Addr: e.Key.Addr(), Until: e.Until})
+				r.grants = append(r.grants, e.Key.Grant(e.Until))
 			}
 			reqs = append(reqs, r)
 		}
@@ -136,6 +137,8 @@ func (w *writer) try(reqs []*request) error {
 			w.changedByOthers()
 		case careful && errors.Is(err, unix.ENOENT), errors.Is(err, unix.EPERM):
 			w.verify()
+		case errors.Is(err, backend.ErrScope):
+			return err
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EEXIST), errors.Is(err, unix.EBUSY), errors.Is(err, errUnknown):
 		default:
 			w.events.Failed("commit", err)
@@ -158,7 +161,10 @@ func (w *writer) transact(reqs []*request, careful bool) error {
 	p.reset()
 	for _, r := range reqs {
 		for _, g := range r.grants {
-			p.want(backend.KeyOf(g.Addr), g.Until.Sub(now))
+			if err := w.rules.Grantable(g); err != nil {
+				return err
+			}
+			p.want(g.Key(), g.Until.Sub(now))
 		}
 	}
 	for i := range p.grants {
@@ -250,11 +256,11 @@ const tickOfKernel = 20 * time.Millisecond
 // send commits the plan.
 func (w *writer) send() error {
 	w.batch.begin(w.generation)
-	for i, ipv4 := range []bool{true, false} {
-		w.batch.addElements(unix.NFT_MSG_DELSETELEM, 0, w.rules.Table, ipv4, w.plan.removals[i])
+	for i := range grantSets {
+		w.batch.addElements(unix.NFT_MSG_DELSETELEM, 0, w.rules.Table, &grantSets[i], w.plan.removals[i])
 	}
-	for i, ipv4 := range []bool{true, false} {
-		w.batch.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE|unix.NLM_F_EXCL, w.rules.Table, ipv4, w.plan.additions[i])
+	for i := range grantSets {
+		w.batch.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE|unix.NLM_F_EXCL, w.rules.Table, &grantSets[i], w.plan.additions[i])
 	}
 	start := time.Now()
 	if err := w.socket.transact(&w.batch); err != nil {

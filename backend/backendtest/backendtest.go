@@ -73,6 +73,9 @@ func Run(t *testing.T, newBackend func(t *testing.T) (backend.Backend, *backend.
 		{"what does not fit fails alone, until there is room", (*contract).full},
 		{"open again keeps the grants", (*contract).openAgain},
 		{"open with another table is refused", (*contract).openOtherTable},
+		{"holders are kept apart", (*contract).holders},
+		{"nobody has a grant whom the rules do not know", (*contract).unknownHolders},
+		{"grants end with the rules for their holders", (*contract).forgottenHolders},
 		{"close and keep", (*contract).closeKeep},
 		{"close and remove", (*contract).closeRemove},
 		{"close before open", (*contract).closeBeforeOpen},
@@ -90,10 +93,13 @@ func Run(t *testing.T, newBackend func(t *testing.T) (backend.Backend, *backend.
 	}
 }
 
+var everyone = []backend.Holder{backend.Everyone}
+
 // Rules are what the contract opens a backend with.
 func Rules() backend.Rules {
 	return backend.Rules{
-		Table: "backendtest", Local: true, Gateway: true, Interfaces: []string{"lan0"}, MaxGrants: 1 << 16,
+		Table: "backendtest", Local: true, Gateway: true,
+		LocalHolders: everyone, GatewayHolders: everyone, Interfaces: []string{"lan0"}, MaxGrants: 1 << 16,
 		Allowed: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")},
 	}
 }

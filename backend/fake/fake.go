@@ -86,6 +86,12 @@ func (b *Backend) Open(r backend.Rules) error {
 	if b.rules != nil && b.rules.Table != r.Table {
 		return fmt.Errorf("the table cannot be renamed from %q to %q while running", b.rules.Table, r.Table)
 	}
+	for k := range b.kernel {
+		if !r.Know(k.Holder) {
+			b.inForce.Delete(k)
+			delete(b.kernel, k)
+		}
+	}
 	b.rules = &r
 	b.events.Enforcing(true)
 	b.wakeLocked()
@@ -123,7 +129,7 @@ func (b *Backend) List() ([]backend.Grant, error) {
 	b.expireLocked()
 	var list []backend.Grant
 	for _, k := range b.keysLocked() {
-		list = append(list, backend.Grant{Addr: k.Addr(), Until: b.kernel[k]})
+		list = append(list, k.Grant(b.kernel[k]))
 	}
 	return list, nil
 }
@@ -176,7 +182,11 @@ func (b *Backend) String() string {
 		line("allows forward to", p)
 	}
 	for _, k := range b.keysLocked() {
-		line("grants", fmt.Sprint(k.Addr(), " for ", b.kernel[k].Sub(b.now())))
+		holder := ""
+		if k.Holder != backend.Everyone {
+			holder = fmt.Sprint(" to ", k.Scope)
+		}
+		line("grants", fmt.Sprint(k.Addr(), holder, " for ", b.kernel[k].Sub(b.now())))
 	}
 	return text.String()
 }
@@ -206,7 +216,10 @@ func (b *Backend) commitLocked(grants []backend.Grant) error {
 	wanted := make(map[backend.Key]time.Time)
 	made, renewed := 0, 0
 	for _, g := range grants {
-		k := backend.KeyOf(g.Addr)
+		if err := b.rules.Grantable(g); err != nil {
+			return err
+		}
+		k := g.Key()
 		has, present := b.kernel[k]
 		_, again := wanted[k]
 		switch {

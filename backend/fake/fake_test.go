@@ -30,7 +30,7 @@ func opened(t *testing.T) (b *Backend, at *clock) {
 	at = &clock{time.Unix(1e9, 0)}
 	b = New(expiry.NewTable[backend.Key](at.Time), backendtest.Quiet{}, at.now)
 	err := b.Open(backend.Rules{
-		Table: "ours", Local: true, Gateway: true, Interfaces: []string{"lan0"}, MaxGrants: 10,
+		Table: "ours", Local: true, Gateway: true, LocalHolders: []backend.Holder{backend.Everyone, backend.Machine}, Interfaces: []string{"lan0"}, MaxGrants: 10,
 		Allowed:        []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")},
 		AllowedLocal:   []netip.Prefix{netip.MustParsePrefix("9.9.9.9/32")},
 		AllowedGateway: []netip.Prefix{netip.MustParsePrefix("2001:db8::/32")},

@@ -26,7 +26,7 @@ const gatewayCorefile = `. {
 
 // gatewayRules are the rules that this Corefile makes.
 var gatewayRules = backend.Rules{
-	Table: "ipdestinationguard", Gateway: true, MaxGrants: 1 << 20,
+	Table: "ipdestinationguard", Gateway: true, GatewayHolders: []backend.Holder{backend.Everyone}, MaxGrants: 1 << 20,
 	Interfaces: []string{"lan0"},
 }
 
