@@ -11,26 +11,32 @@ import (
 // Table is the mirror of the grants in the kernel: which keys are in force and
 // until when.
 //
-// Many goroutines may ask it (Covers, Lookup, All); only one, the writer to the
-// kernel, may change it. So what the table says was true in the kernel first,
-// and no two changes of one key can overtake each other.
+// Many goroutines may ask it (Covers, Lookup, All); only one at a time, the
+// writer to the kernel, may change it. So what the table says was true in the
+// kernel first, and no two changes of one key can overtake each other.
 //
-// Each operation costs the same however many keys there are. Keys and values
-// hold no pointers that the garbage collector would follow, if K has none.
+// Each operation costs the same however many keys there are. A key stands in one
+// node, which the wheel lists; hashes lead to nodes. Nothing in them is a pointer
+// that the garbage collector would follow, if K has none.
 type Table[K comparable] struct {
 	epoch  time.Time
 	seed   maphash.Seed
 	trust  atomic.Uint32 // entries of an older trust are not in force until confirmed
-	shards [shards]shard[K]
+	shards [shards]shard
+	nodes  nodes[K]
 	wheel  wheel[K] // the writer's alone
+
+	sameHash uint64 // bits that tests take from all hashes
 }
 
 const shards = 64
 
-type shard[K comparable] struct {
-	mu sync.RWMutex
-	m  map[K]entry
-	_  [32]byte // a cache line each
+// A shard finds nodes by the hash of their keys; nodes of the same hash are a
+// list. Its lock guards what readers read of those nodes.
+type shard struct {
+	mu    sync.RWMutex
+	index map[uint64]uint32
+	_     [32]byte // a cache line each
 }
 
 // An entry is when the kernel ends a grant, in milliseconds after the table's
@@ -57,21 +63,36 @@ func (e entry) trusted(trust uint32) bool { return (uint32(e)^trust)&(1<<trustBi
 // its monotonic reading where it has one.
 func NewTable[K comparable](epoch time.Time) *Table[K] {
 	t := &Table[K]{epoch: epoch, seed: maphash.MakeSeed()}
+	t.wheel.nodes = &t.nodes
 	t.trust.Store(1)
 	for i := range t.shards {
-		t.shards[i].m = make(map[K]entry)
+		t.shards[i].index = make(map[uint64]uint32)
 	}
 	return t
 }
 
-func (t *Table[K]) shard(k K) *shard[K] {
-	return &t.shards[maphash.Comparable(t.seed, k)%shards]
+func (t *Table[K]) shard(k K) (s *shard, hash uint64) {
+	hash = maphash.Comparable(t.seed, k) &^ t.sameHash
+	return &t.shards[hash%shards], hash
 }
 
-func (t *Table[K]) get(k K) (entry, bool) {
-	s := t.shard(k)
+// find returns the node of k, or 0, and the one before it in the list of its hash.
+// The caller holds the shard's lock, for reading at least, or is the writer.
+func (t *Table[K]) find(s *shard, hash uint64, k K) (i, before uint32) {
+	for i = s.index[hash]; i != 0; i, before = t.nodes.at(i).same, i {
+		if t.nodes.at(i).key == k {
+			break
+		}
+	}
+	return i, before
+}
+
+func (t *Table[K]) get(k K) (e entry, ok bool) {
+	s, hash := t.shard(k)
 	s.mu.RLock()
-	e, ok := s.m[k]
+	if i, _ := t.find(s, hash, k); i != 0 {
+		e, ok = t.nodes.at(i).entry, true
+	}
 	s.mu.RUnlock()
 	return e, ok
 }
@@ -115,25 +136,42 @@ func (t *Table[K]) Adopt(k K, until time.Time) (added bool) {
 
 func (t *Table[K]) set(k K, until time.Time, trust uint32) (added bool) {
 	e := newEntry(until.Sub(t.epoch), trust)
-	s := t.shard(k)
-	s.mu.Lock()
-	_, had := s.m[k]
-	s.m[k] = e
-	s.mu.Unlock()
-	if !had {
-		t.wheel.push(k, e.dueAt())
+	s, hash := t.shard(k)
+	i, _ := t.find(s, hash, k)
+	if added = i == 0; added {
+		i = t.nodes.take()
+		t.wheel.push(i, e.dueAt())
 	}
-	return !had
+	s.mu.Lock()
+	n := t.nodes.at(i)
+	if n.entry = e; added {
+		n.key, n.same = k, s.index[hash]
+		s.index[hash] = i
+	}
+	s.mu.Unlock()
+	return added
 }
 
 // Delete takes k out and reports whether it was there. Writer only.
 func (t *Table[K]) Delete(k K) bool {
-	s := t.shard(k)
+	s, hash := t.shard(k)
+	i, before := t.find(s, hash, k)
+	if i == 0 {
+		return false
+	}
+	n := t.nodes.at(i)
 	s.mu.Lock()
-	_, had := s.m[k]
-	delete(s.m, k)
+	switch {
+	case before != 0:
+		t.nodes.at(before).same = n.same
+	case n.same != 0:
+		s.index[hash] = n.same
+	default:
+		delete(s.index, hash)
+	}
 	s.mu.Unlock()
-	return had
+	n.deleted = true // the wheel lets go of it when its slot comes up
+	return true
 }
 
 // Due takes keys out of the table that have less than Removal left, and appends
@@ -142,18 +180,20 @@ func (t *Table[K]) Delete(k K) bool {
 func (t *Table[K]) Due(now time.Time, limit int, buf []Ended[K]) []Ended[K] {
 	at := now.Sub(t.epoch)
 	for len(buf) < limit {
-		k, ok := t.wheel.pop(at)
-		if !ok {
+		i := t.wheel.pop(at)
+		if i == 0 {
 			break
 		}
-		e, ok := t.get(k)
+		n := t.nodes.at(i)
 		switch {
-		case !ok: // deleted since
-		case e.dueAt() > at: // renewed since
-			t.wheel.push(k, e.dueAt())
+		case n.deleted:
+			t.nodes.release(i)
+		case n.entry.dueAt() > at: // renewed since
+			t.wheel.push(i, n.entry.dueAt())
 		default:
-			t.Delete(k)
-			buf = append(buf, Ended[K]{k, t.epoch.Add(e.until())})
+			buf = append(buf, Ended[K]{n.key, t.epoch.Add(n.entry.until())})
+			t.Delete(n.key)
+			t.nodes.release(i)
 		}
 	}
 	return buf
@@ -162,16 +202,10 @@ func (t *Table[K]) Due(now time.Time, limit int, buf []Ended[K]) []Ended[K] {
 // Clear empties the table and returns what was in it. Writer only.
 func (t *Table[K]) Clear() []Ended[K] {
 	var all []Ended[K]
-	for i := range t.shards {
-		s := &t.shards[i]
-		s.mu.Lock()
-		for k, e := range s.m {
-			all = append(all, Ended[K]{k, t.epoch.Add(e.until())})
-		}
-		s.m = make(map[K]entry)
-		s.mu.Unlock()
+	for k, until := range t.All() {
+		all = append(all, Ended[K]{k, until})
+		t.Delete(k)
 	}
-	t.wheel.clear()
 	return all
 }
 
@@ -188,9 +222,12 @@ func (t *Table[K]) All() iter.Seq2[K, time.Time] {
 		for i := range t.shards {
 			s := &t.shards[i]
 			s.mu.RLock()
-			part := make([]Ended[K], 0, len(s.m))
-			for k, e := range s.m {
-				part = append(part, Ended[K]{k, t.epoch.Add(e.until())})
+			part := make([]Ended[K], 0, len(s.index))
+			for _, i := range s.index {
+				for ; i != 0; i = t.nodes.at(i).same {
+					n := t.nodes.at(i)
+					part = append(part, Ended[K]{n.key, t.epoch.Add(n.entry.until())})
+				}
 			}
 			s.mu.RUnlock()
 			for _, p := range part {

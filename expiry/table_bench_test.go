@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-type benchKey [16]byte
+type benchKey [33]byte
 
 func benchKeyOf(n int) (k benchKey) {
 	binary.BigEndian.PutUint64(k[8:], uint64(n))
