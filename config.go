@@ -19,6 +19,8 @@ type settings struct {
 	allowedLocal   []netip.Prefix
 	allowedGateway []netip.Prefix
 	interfaces     []string
+	scope          string
+	forwarders     []netip.Prefix
 	lease          expiry.Lease
 	hold           time.Duration
 	onExit         backend.Leave
@@ -37,6 +39,12 @@ const (
 
 var modes = []string{modeLocal, modeGateway, modeBoth}
 
+// Whose grants an answer makes: everyone's, or only those of the client that asks.
+const (
+	scopeAny    = "any"
+	scopeClient = "client"
+)
+
 var defaultSettings = settings{
 	lease: expiry.Lease{Floor: time.Minute, Ceiling: 24 * time.Hour, Margin: 30 * time.Second},
 	hold:  time.Second,
@@ -50,7 +58,12 @@ func (s *settings) local() bool   { return s.mode != modeGateway }
 func (s *settings) gateway() bool { return s.mode != modeLocal }
 
 func (s *settings) rules() backend.Rules {
+	local, gateway := []backend.Holder{backend.Everyone}, []backend.Holder{backend.Everyone}
+	if s.scope == scopeClient {
+		local, gateway = []backend.Holder{backend.Machine}, []backend.Holder{backend.Client, backend.Link}
+	}
 	return backend.Rules{
+		LocalHolders: local, GatewayHolders: gateway,
 		Table: s.table, Local: s.local(), Gateway: s.gateway(),
 		Allowed: s.allowed, AllowedLocal: s.allowedLocal, AllowedGateway: s.allowedGateway,
 		Interfaces: s.interfaces, MaxGrants: maxGrants,
@@ -71,6 +84,8 @@ func (s *settings) contradiction(other *settings) string {
 		{"allowedLocalIPs", sameRanges(s.allowedLocal, other.allowedLocal), s.allowedLocal, other.allowedLocal},
 		{"allowedGatewayIPs", sameRanges(s.allowedGateway, other.allowedGateway), s.allowedGateway, other.allowedGateway},
 		{"interfaces", sameNames(s.interfaces, other.interfaces), s.interfaces, other.interfaces},
+		{"scope", s.scope == other.scope, s.scope, other.scope},
+		{"trusted_forwarder", sameRanges(s.forwarders, other.forwarders), s.forwarders, other.forwarders},
 		{"margin", s.lease.Margin == other.lease.Margin, s.lease.Margin, other.lease.Margin},
 		{"ttl", s.lease.Floor == other.lease.Floor && s.lease.Ceiling == other.lease.Ceiling,
 			fmt.Sprint(s.lease.Floor, " ", s.lease.Ceiling), fmt.Sprint(other.lease.Floor, " ", other.lease.Ceiling)},

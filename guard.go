@@ -2,6 +2,7 @@ package ipdestinationguard
 
 import (
 	"context"
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -17,7 +18,10 @@ type guard struct {
 	inForce  *backend.InForce
 	backend  backend.Backend
 	now      func() time.Time
+	watch    func() (surroundings, error)
 	settings atomic.Pointer[settings]
+
+	around surroundings // from when they are needed first
 
 	enforcing atomic.Bool // the rules stand in the kernel
 	removed   atomic.Bool // on_exit remove has been carried out: nothing is guarded
@@ -27,10 +31,11 @@ type guard struct {
 }
 
 // newGuard makes a guard that grants nothing before it is armed.
-func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backend, now func() time.Time) *guard {
+func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backend, watch func() (surroundings, error), now func() time.Time) *guard {
 	g := &guard{
 		inForce:  expiry.NewTable[backend.Key](now()),
 		now:      now,
+		watch:    watch,
 		failures: rate.Sometimes{First: 1, Interval: logInterval},
 		repairs:  rate.Sometimes{First: 1, Interval: logInterval},
 	}
@@ -40,7 +45,12 @@ func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backen
 }
 
 // arm puts the settings in force.
-func (g *guard) arm(s *settings) error {
+func (g *guard) arm(s *settings) (err error) {
+	if s.scope == scopeClient && g.around == nil {
+		if g.around, err = g.watch(); err != nil {
+			return fmt.Errorf("who asks cannot be known: %w", err)
+		}
+	}
 	if err := g.backend.Open(s.rules()); err != nil {
 		return err
 	}
@@ -55,6 +65,9 @@ func (g *guard) armed() bool { return g.settings.Load() != &defaultSettings }
 // when nothing is refused any more.
 func (g *guard) close() error {
 	leave := g.settings.Load().onExit
+	if g.around != nil {
+		g.around.Close()
+	}
 	err := g.backend.Close(leave)
 	if err == nil && leave == backend.Remove {
 		g.removed.Store(true)
@@ -64,9 +77,12 @@ func (g *guard) close() error {
 
 // permit returns when every target may be reached, at least as long as the
 // client may use it, or says why not.
-func (g *guard) permit(ctx context.Context, targets []target) error {
+func (g *guard) permit(ctx context.Context, scope backend.Scope, targets []target) error {
 	if len(targets) == 0 {
 		return nil
+	}
+	for i := range targets {
+		targets[i].key.Scope = scope
 	}
 	lease, now := &g.settings.Load().lease, g.now()
 	for i := range targets {
@@ -88,7 +104,7 @@ func (g *guard) hold(ctx context.Context, targets []target, now time.Time) error
 	grants := make([]backend.Grant, 0, len(targets))
 	for i, t := range targets {
 		if i == 0 || !g.inForce.Covers(t.key, now.Add(s.lease.Need(t.ttl))) {
-			grants = append(grants, backend.Grant{Addr: t.key.Addr(), Until: now.Add(s.lease.Life(t.ttl))})
+			grants = append(grants, t.key.Grant(now.Add(s.lease.Life(t.ttl))))
 		}
 	}
 	err := g.backend.Grant(ctx, grants, s.hold)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,10 +27,24 @@ type clock struct{ passed atomic.Int64 }
 func (c *clock) now() time.Time          { return time.Unix(1e9, c.passed.Load()) }
 func (c *clock) advance(d time.Duration) { c.passed.Add(int64(d)) }
 
+// network is the surroundings of a guard in tests.
+type network struct {
+	own   map[netip.Addr]bool
+	links map[netip.Addr][6]byte
+}
+
+func (n *network) Own(a netip.Addr) bool { return a.IsLoopback() || n.own[a] }
+func (n *network) Close()                {}
+func (n *network) Find(a netip.Addr) (hw [6]byte, ok bool) {
+	hw, ok = n.links[a]
+	return hw, ok
+}
+
 // rig is a guard on the fake backend.
 type rig struct {
 	*testing.T
 	clock
+	network
 	*guard
 	kernel *fake.Backend
 }
@@ -41,7 +56,7 @@ func newRig(t *testing.T, directive string) *rig {
 	r.guard = newGuard(func(inForce *backend.InForce, events backend.Observer) backend.Backend {
 		r.kernel = fake.New(inForce, events, r.clock.now)
 		return r.kernel
-	}, r.clock.now)
+	}, func() (surroundings, error) { return &r.network, nil }, r.clock.now)
 	r.arm(directive)
 	return r
 }
@@ -64,7 +79,7 @@ func (r *rig) permit(question_, answer string) error {
 	if err != nil {
 		r.Fatal(err)
 	}
-	return r.guard.permit(r.Context(), targets)
+	return r.guard.permit(r.Context(), backend.Scope{}, targets)
 }
 
 func (r *rig) permitted(ttl int) {
@@ -231,7 +246,7 @@ func TestStalled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	targets, _ := readAnswer(question(t, "a.test. A"), &dns.Msg{Answer: records(t, "a.test. 300 A 192.0.2.1")}, nil)
-	if err := r.guard.permit(ctx, targets); !errors.Is(err, context.Canceled) {
+	if err := r.guard.permit(ctx, backend.Scope{}, targets); !errors.Is(err, context.Canceled) {
 		t.Errorf("nobody waits any more: %v", err)
 	}
 	release()
@@ -364,7 +379,7 @@ func TestConcurrently(t *testing.T) {
 				}}}
 				targets, _ := readAnswer(q, m, nil)
 				now := r.clock.now()
-				if err := r.guard.permit(t.Context(), targets); err != nil {
+				if err := r.guard.permit(t.Context(), backend.Scope{}, targets); err != nil {
 					t.Error(err)
 				}
 				// The clock may have moved on by now, but not past the margin.

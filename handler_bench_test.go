@@ -70,7 +70,7 @@ func BenchmarkServeDNS(b *testing.B) {
 		next := plugin.HandlerFunc(func(_ context.Context, w dns.ResponseWriter, _ *dns.Msg) (int, error) {
 			return dns.RcodeSuccess, w.WriteMsg(answer)
 		})
-		g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, time.Now)
+		g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, nil, time.Now)
 		h := &Handler{Next: next, guard: g}
 		for _, way := range []struct {
 			name  string

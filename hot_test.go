@@ -20,7 +20,7 @@ func hotAnswer(tb testing.TB, records ...string) func() {
 	next := plugin.HandlerFunc(func(_ context.Context, w dns.ResponseWriter, _ *dns.Msg) (int, error) {
 		return dns.RcodeSuccess, w.WriteMsg(answer)
 	})
-	g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, time.Now)
+	g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, nil, time.Now)
 	h := &Handler{Next: next, guard: g}
 	ctx := context.Background()
 	serve := func() {

@@ -33,6 +33,9 @@ func parse(c *caddy.Controller) (s *settings, place string, err error) {
 		if p.mode == "" {
 			return nil, "", c.Errf("%s at %s says no mode: one of %s is needed", name, place, strings.Join(modes, ", "))
 		}
+		if err := p.settleScope(); err != nil {
+			return nil, "", err
+		}
 		p.warnUnused()
 		s = &p.settings
 	}
@@ -91,6 +94,14 @@ var options = map[string]func(*parser, []string) error{
 	"allowedLocalIPs":   func(p *parser, args []string) error { return p.addPrefixes(&p.allowedLocal, args) },
 	"allowedGatewayIPs": func(p *parser, args []string) error { return p.addPrefixes(&p.allowedGateway, args) },
 	"interfaces":        (*parser).addInterfaces,
+	"scope": func(p *parser, args []string) (err error) {
+		p.scope, err = p.only("scope", args)
+		if err == nil && p.scope != scopeAny && p.scope != scopeClient {
+			err = p.Errf("scope %q: it is any (an answer opens its addresses to all that is guarded) or client (only to whoever asked)", p.scope)
+		}
+		return err
+	},
+	"trusted_forwarder": func(p *parser, args []string) error { return p.addPrefixes(&p.forwarders, args) },
 	"margin": func(p *parser, args []string) (err error) {
 		text, err := p.only("margin", args)
 		if err != nil {
@@ -137,7 +148,7 @@ var options = map[string]func(*parser, []string) error{
 	},
 }
 
-var repeatable = map[string]bool{"allowedIPs": true, "allowedLocalIPs": true, "allowedGatewayIPs": true, "interfaces": true}
+var repeatable = map[string]bool{"allowedIPs": true, "allowedLocalIPs": true, "allowedGatewayIPs": true, "interfaces": true, "trusted_forwarder": true}
 
 // What nft can read back, and the kernel keep (NFT_TABLE_MAXNAMELEN).
 var tableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]*$`)
@@ -273,6 +284,19 @@ func (p *parser) addInterfaces(names []string) error {
 	return nil
 }
 
+// settleScope fills in the default, which depends on the mode.
+func (p *parser) settleScope() error {
+	switch {
+	case p.scope == "" && p.gateway():
+		p.scope = scopeClient
+	case p.scope == "":
+		p.scope = scopeAny
+	case p.scope == scopeClient && !p.gateway():
+		return p.Errf("scope client is for the clients of a gateway: in mode %s there are none (leave it out)", p.mode)
+	}
+	return nil
+}
+
 func (p *parser) warn(format string, args ...any) {
 	p.warnings = append(p.warnings, here(p.Controller)+": "+fmt.Sprintf(format, args...))
 }
@@ -287,4 +311,5 @@ func (p *parser) warnUnused() {
 	unused(!p.local() && len(p.allowedLocal) > 0, "allowedLocalIPs")
 	unused(!p.gateway() && len(p.allowedGateway) > 0, "allowedGatewayIPs")
 	unused(!p.gateway() && len(p.interfaces) > 0, "interfaces")
+	unused(p.scope == scopeAny && len(p.forwarders) > 0, "trusted_forwarder")
 }

@@ -13,6 +13,7 @@ import (
 	clog "github.com/coredns/coredns/plugin/pkg/log"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/identity"
 	"github.com/destination-guard/coredns-ip-destination-guard/nft"
 )
 
@@ -43,6 +44,11 @@ var newBackend = func(inForce *backend.InForce, events backend.Observer) backend
 	return nft.New(inForce, events)
 }
 
+// watchSurroundings begins to follow the kernel's tables.
+var watchSurroundings = func() (surroundings, error) {
+	return identity.Watch(func(err error) { log.Errorf("Following addresses and neighbours: %v", err) })
+}
+
 // process holds the guard that runs, if one does.
 var process struct {
 	sync.Mutex
@@ -55,7 +61,7 @@ func engine() *guard {
 	process.Lock()
 	defer process.Unlock()
 	if process.guard == nil {
-		process.guard = newGuard(newBackend, time.Now)
+		process.guard = newGuard(newBackend, watchSurroundings, time.Now)
 	}
 	return process.guard
 }

@@ -68,7 +68,11 @@ func (q *query) permit(m *dns.Msg) error {
 		answersFailed.Inc()
 		return err
 	}
-	return q.guard.permit(q.Context, targets)
+	scope, needed := q.guard.scope(q.RemoteAddr(), q.request)
+	if !needed {
+		return nil
+	}
+	return q.guard.permit(q.Context, scope, targets)
 }
 
 // Write implements dns.ResponseWriter: packed answers are read as well.

@@ -1,0 +1,77 @@
+package ipdestinationguard
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/miekg/dns"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+)
+
+// surroundings are what the kernel knows of this machine's addresses and of its
+// neighbours.
+type surroundings interface {
+	// Own reports whether addr is one of this machine's.
+	Own(addr netip.Addr) bool
+
+	// Find returns the Ethernet address of the neighbour with that IP address.
+	Find(addr netip.Addr) (hw [6]byte, ok bool)
+
+	Close()
+}
+
+// scope is whose grants the answer to a question makes, or needed is false if
+// nothing has to be opened for whoever asks.
+func (g *guard) scope(remote net.Addr, request *dns.Msg) (scope backend.Scope, needed bool) {
+	s := g.settings.Load()
+	if s.scope == scopeAny {
+		return backend.Scope{}, true
+	}
+	addr := addrOf(remote)
+	if len(s.forwarders) > 0 && contains(s.forwarders, addr) {
+		if client, ok := clientSubnet(request); ok {
+			addr = client
+		}
+	}
+	switch {
+	case !addr.IsValid(), g.around.Own(addr):
+		return backend.Scope{Holder: backend.Machine}, s.local()
+	default:
+		if hw, ok := g.around.Find(addr); ok {
+			return backend.LinkScope(hw), true
+		}
+		return backend.ClientScope(addr), true
+	}
+}
+
+// addrOf is the IP address of a client, without a zone unless it needs one.
+func addrOf(remote net.Addr) netip.Addr {
+	a, ok := remote.(interface{ AddrPort() netip.AddrPort })
+	if !ok {
+		return netip.Addr{} // a pipe, say: somebody on this machine
+	}
+	return a.AddrPort().Addr().Unmap()
+}
+
+func contains(prefixes []netip.Prefix, addr netip.Addr) bool {
+	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(addr.WithZone("")) })
+}
+
+// clientSubnet is the one client that EDNS Client Subnet names (RFC 7871): the
+// prefix has the full length.
+func clientSubnet(request *dns.Msg) (netip.Addr, bool) {
+	opt := request.IsEdns0()
+	if opt == nil {
+		return netip.Addr{}, false
+	}
+	for _, o := range opt.Option {
+		if ecs, ok := o.(*dns.EDNS0_SUBNET); ok {
+			addr, ok := netip.AddrFromSlice(ecs.Address)
+			addr = addr.Unmap()
+			return addr, ok && int(ecs.SourceNetmask) == addr.BitLen() && (ecs.Family == 1) == addr.Is4()
+		}
+	}
+	return netip.Addr{}, false
+}
