@@ -23,10 +23,13 @@ type surroundings interface {
 }
 
 // scope is whose grants the answer to a question makes, or needed is false if
-// nothing has to be opened for whoever asks.
+// nothing has to be opened for whoever asks. The guard is armed.
 func (g *guard) scope(remote net.Addr, request *dns.Msg) (scope backend.Scope, needed bool) {
 	s := g.settings.Load()
-	if s.scope == scopeAny {
+	switch {
+	case !s.gateway():
+		return backend.Scope{Holder: backend.Machine}, true
+	case s.scope == scopeAny:
 		return backend.Scope{}, true
 	}
 	addr := addrOf(remote)

@@ -58,9 +58,11 @@ func (s *settings) local() bool   { return s.mode != modeGateway }
 func (s *settings) gateway() bool { return s.mode != modeLocal }
 
 func (s *settings) rules() backend.Rules {
-	local, gateway := []backend.Holder{backend.Everyone}, []backend.Holder{backend.Everyone}
-	if s.scope == scopeClient {
-		local, gateway = []backend.Holder{backend.Machine}, []backend.Holder{backend.Client, backend.Link}
+	local := []backend.Holder{backend.Machine}
+	gateway := []backend.Holder{backend.Client, backend.Link}
+	if s.scope == scopeAny {
+		// Grants from before a reload that widened the scope go on.
+		local, gateway = append(local, backend.Everyone), append(gateway, backend.Everyone)
 	}
 	return backend.Rules{
 		LocalHolders: local, GatewayHolders: gateway,

@@ -23,8 +23,9 @@ type guard struct {
 
 	around surroundings // from when they are needed first
 
-	enforcing atomic.Bool // the rules stand in the kernel
-	removed   atomic.Bool // on_exit remove has been carried out: nothing is guarded
+	up        chan struct{} // closed when it is armed first
+	enforcing atomic.Bool   // the rules stand in the kernel
+	removed   atomic.Bool   // on_exit remove has been carried out: nothing is guarded
 
 	failures rate.Sometimes // for the log
 	repairs  rate.Sometimes
@@ -36,6 +37,7 @@ func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backen
 		inForce:  expiry.NewTable[backend.Key](now()),
 		now:      now,
 		watch:    watch,
+		up:       make(chan struct{}),
 		failures: rate.Sometimes{First: 1, Interval: logInterval},
 		repairs:  rate.Sometimes{First: 1, Interval: logInterval},
 	}
@@ -54,8 +56,28 @@ func (g *guard) arm(s *settings) (err error) {
 	if err := g.backend.Open(s.rules()); err != nil {
 		return err
 	}
-	g.settings.Store(s)
+	if g.settings.Swap(s) == &defaultSettings {
+		close(g.up)
+	}
 	return nil
+}
+
+// await returns once the guard is armed: before, nobody knows whose grants an
+// answer makes.
+func (g *guard) await(ctx context.Context) error {
+	if g.armed() {
+		return nil
+	}
+	late := time.NewTimer(defaultSettings.hold)
+	defer late.Stop()
+	select {
+	case <-g.up:
+		return nil
+	case <-late.C:
+		return backend.ErrLate
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // armed reports whether rules have ever been put in force.

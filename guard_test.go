@@ -27,6 +27,8 @@ type clock struct{ passed atomic.Int64 }
 func (c *clock) now() time.Time          { return time.Unix(1e9, c.passed.Load()) }
 func (c *clock) advance(d time.Duration) { c.passed.Add(int64(d)) }
 
+var machine = backend.Scope{Holder: backend.Machine}
+
 // network is the surroundings of a guard in tests.
 type network struct {
 	own   map[netip.Addr]bool
@@ -44,9 +46,9 @@ func (n *network) Find(a netip.Addr) (hw [6]byte, ok bool) {
 type rig struct {
 	*testing.T
 	clock
-	network
 	*guard
-	kernel *fake.Backend
+	network network
+	kernel  *fake.Backend
 }
 
 // newRig arms a guard with what the directive says.
@@ -79,7 +81,7 @@ func (r *rig) permit(question_, answer string) error {
 	if err != nil {
 		r.Fatal(err)
 	}
-	return r.guard.permit(r.Context(), backend.Scope{}, targets)
+	return r.guard.permit(r.Context(), machine, targets)
 }
 
 func (r *rig) permitted(ttl int) {
@@ -95,7 +97,7 @@ func (r *rig) wantGrants(want ...string) {
 	var got []string
 	for line := range strings.Lines(r.kernel.String()) {
 		if grant, ok := strings.CutPrefix(line, "\tgrants "); ok {
-			got = append(got, strings.TrimSpace(grant))
+			got = append(got, strings.Replace(strings.TrimSpace(grant), " to this machine", "", 1))
 		}
 	}
 	if strings.Join(got, ", ") != strings.Join(want, ", ") {
@@ -246,7 +248,7 @@ func TestStalled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	targets, _ := readAnswer(question(t, "a.test. A"), &dns.Msg{Answer: records(t, "a.test. 300 A 192.0.2.1")}, nil)
-	if err := r.guard.permit(ctx, backend.Scope{}, targets); !errors.Is(err, context.Canceled) {
+	if err := r.guard.permit(ctx, machine, targets); !errors.Is(err, context.Canceled) {
 		t.Errorf("nobody waits any more: %v", err)
 	}
 	release()
@@ -257,7 +259,7 @@ func TestArmAgain(t *testing.T) {
 	r := newRig(t, "ipdestinationguard nft-local 192.0.2.0/24")
 	r.permitted(300)
 	r.arm("ipdestinationguard nft-both {\nmargin 1m\n}")
-	if got, want := r.kernel.String(), "table ipdestinationguard\n\tguards output\n\tguards forward\n\tgrants 192.0.2.1 for 5m30.5s\n"; got != want {
+	if got, want := r.kernel.String(), "table ipdestinationguard\n\tguards output\n\tguards forward\n\tgrants 192.0.2.1 to this machine for 5m30.5s\n"; got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 	r.permitted(300)
@@ -316,7 +318,7 @@ func TestReadyOnlyWhileEnforcing(t *testing.T) {
 	h := &Handler{guard: r.guard}
 	unarmed := &Handler{guard: newGuard(func(f *backend.InForce, o backend.Observer) backend.Backend {
 		return fake.New(f, o, r.clock.now)
-	}, r.clock.now)}
+	}, nil, r.clock.now)}
 	if unarmed.Ready() || !h.Ready() {
 		t.Error("ready before it is armed, or not afterwards")
 	}
@@ -379,7 +381,7 @@ func TestConcurrently(t *testing.T) {
 				}}}
 				targets, _ := readAnswer(q, m, nil)
 				now := r.clock.now()
-				if err := r.guard.permit(t.Context(), backend.Scope{}, targets); err != nil {
+				if err := r.guard.permit(t.Context(), machine, targets); err != nil {
 					t.Error(err)
 				}
 				// The clock may have moved on by now, but not past the margin.

@@ -22,7 +22,7 @@ type benchFirewall struct {
 func (f benchFirewall) Open(backend.Rules) error { return nil }
 func (f benchFirewall) Grant(_ context.Context, grants []backend.Grant, _ time.Duration) error {
 	for _, g := range grants {
-		f.inForce.Set(backend.KeyOf(g.Addr), g.Until)
+		f.inForce.Set(g.Key(), g.Until)
 	}
 	return nil
 }
@@ -34,6 +34,14 @@ func (benchWriter) WriteMsg(*dns.Msg) error { return nil }
 func (benchWriter) RemoteAddr() net.Addr    { return benchClient }
 
 var benchClient = &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1000}
+
+func benchArm(g *guard) {
+	s := defaultSettings
+	s.mode, s.scope = modeLocal, scopeAny
+	if err := g.arm(&s); err != nil {
+		panic(err)
+	}
+}
 
 func benchMessages(b testing.TB, records ...string) (question, answer *dns.Msg) {
 	question = new(dns.Msg)
@@ -71,6 +79,7 @@ func BenchmarkServeDNS(b *testing.B) {
 			return dns.RcodeSuccess, w.WriteMsg(answer)
 		})
 		g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, nil, time.Now)
+		benchArm(g)
 		h := &Handler{Next: next, guard: g}
 		for _, way := range []struct {
 			name  string

@@ -21,6 +21,7 @@ func hotAnswer(tb testing.TB, records ...string) func() {
 		return dns.RcodeSuccess, w.WriteMsg(answer)
 	})
 	g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, nil, time.Now)
+	benchArm(g)
 	h := &Handler{Next: next, guard: g}
 	ctx := context.Background()
 	serve := func() {

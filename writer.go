@@ -68,6 +68,12 @@ func (q *query) permit(m *dns.Msg) error {
 		answersFailed.Inc()
 		return err
 	}
+	if len(targets) == 0 {
+		return nil
+	}
+	if err := q.guard.await(q.Context); err != nil {
+		return err
+	}
 	scope, needed := q.guard.scope(q.RemoteAddr(), q.request)
 	if !needed {
 		return nil

@@ -28,7 +28,7 @@ var foreign = []struct {
 	{"table deleted", (*world).deleteTable, true},
 	{"ruleset flushed", (*world).flushRuleset, true},
 	{"chain flushed", func(w *world) { w.flushChain("forward") }, false}, // its policy drops
-	{"grants flushed", func(w *world) { w.flushSet("granted4") }, false},
+	{"grants flushed", func(w *world) { w.flushSet("granted-local4") }, false},
 }
 
 // Whatever others do to the table in the middle of questions: an answer with an

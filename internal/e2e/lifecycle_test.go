@@ -118,7 +118,7 @@ func TestRestartAdoptsGrants(t *testing.T) {
 	const crowd = 20_000
 	w.nftables(func(conn *nftables.Conn) error {
 		table := &nftables.Table{Name: guardTable, Family: nftables.TableFamilyINet}
-		set := &nftables.Set{Name: "granted4", Table: table, HasTimeout: true, KeyType: nftables.TypeIPAddr}
+		set := &nftables.Set{Name: "granted-local4", Table: table, HasTimeout: true, KeyType: nftables.TypeIPAddr}
 		for from := 0; from < crowd; from += 1000 {
 			var elements []nftables.SetElement
 			for i := from; i < from+1000; i++ {

@@ -1,0 +1,198 @@
+package e2e
+
+import (
+	"context"
+	"net"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
+)
+
+// More clients of the guard: a neighbour on a wire of its own, and a host that is
+// routed by the neighbour.
+const (
+	neighbourGateway4, neighbourGateway6 = "192.168.51.1", "fd51::1"
+	neighbour4, neighbour6               = "192.168.51.2", "fd51::2"
+	routed4, routed6                     = "192.168.52.2", "fd52::2"
+)
+
+func (w *world) moreClients() (neighbour, routed *netlab.Host) {
+	w.Helper()
+	for name, h := range map[string]**netlab.Host{"neighbour": &neighbour, "routed": &routed} {
+		var err error
+		*h, err = w.lab.Host(name)
+		w.must(err)
+	}
+	w.must(w.lab.Link(neighbour, "eth0", w.guard, "lan1"))
+	w.must(w.lab.Link(routed, "eth0", neighbour, "lan0"))
+	for _, a := range []struct {
+		host         *netlab.Host
+		ifname, cidr string
+	}{
+		{w.guard, "lan1", neighbourGateway4 + "/24"}, {w.guard, "lan1", neighbourGateway6 + "/64"},
+		{neighbour, "eth0", neighbour4 + "/24"}, {neighbour, "eth0", neighbour6 + "/64"},
+		{neighbour, "lan0", "192.168.52.1/24"}, {neighbour, "lan0", "fd52::1/64"},
+		{routed, "eth0", routed4 + "/24"}, {routed, "eth0", routed6 + "/64"},
+	} {
+		w.must(a.host.Addr(a.ifname, a.cidr))
+	}
+	w.must(neighbour.Forward())
+	for _, r := range []struct {
+		host      *netlab.Host
+		cidr, via string
+	}{
+		{neighbour, "0.0.0.0/0", neighbourGateway4}, {neighbour, "::/0", neighbourGateway6},
+		{routed, "0.0.0.0/0", "192.168.52.1"}, {routed, "::/0", "fd52::1"},
+		{w.guard, "192.168.52.0/24", neighbour4}, {w.guard, "fd52::/64", neighbour6},
+		{w.world, "192.168.51.0/24", "192.0.2.1"}, {w.world, "fd51::/64", "2001:db8::1"},
+		{w.world, "192.168.52.0/24", "192.0.2.1"}, {w.world, "fd52::/64", "2001:db8::1"},
+	} {
+		w.must(r.host.Route(r.cidr, r.via))
+	}
+	return neighbour, routed
+}
+
+// What one client has asked for is open to that client, whatever addresses it
+// has, and to no other.
+func TestClientScope(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	neighbour, routed := w.moreClients()
+	w.start(corefile("ipdestinationguard nft-gateway"))
+	clients := []struct {
+		host                 *netlab.Host
+		resolver4, resolver6 string
+	}{
+		{w.client, gateway4, gateway6},
+		{neighbour, neighbourGateway4, neighbourGateway6},
+		{routed, neighbourGateway4, neighbourGateway6},
+	}
+	for i, asker := range clients {
+		a4, a6 := w.behind().addr4(10+i), w.behind().addr6(10+i)
+		w.lookup(asker.host, asker.resolver4, a4, 60)
+		w.lookup(asker.host, asker.resolver6, a6, 60)
+		for j, c := range clients {
+			for _, addr := range []string{a4, a6} {
+				if i == j {
+					w.wantOpen(c.host, "tcp", addr)
+					w.wantOpen(c.host, "udp", addr)
+				} else {
+					w.wantShut(c.host, addr)
+				}
+			}
+		}
+	}
+	// The answer is in the cache, and opens for whoever gets it.
+	w.lookup(neighbour, neighbourGateway4, w.behind().addr4(10), 60)
+	w.wantOpen(neighbour, "tcp", w.behind().addr4(10))
+	w.wantShut(routed, w.behind().addr4(10))
+
+	// Asked over IPv4, reached over IPv6 from a privacy address.
+	addr := w.behind().addr6(20)
+	w.lookup(w.client, gateway4, addr, 60)
+	w.wantOpen(w.client, "tcp", addr)
+	w.must(w.client.Addr("eth0", "fd50::dead:beef/64"))
+	w.wantOpenFrom(w.client, "fd50::dead:beef", addr)
+	w.wantShut(neighbour, addr)
+
+	// A routed client is known by its address alone, so it gets none that it could
+	// not reach.
+	m, err := w.ask(routed, neighbourGateway4, nameOf(60, w.behind().addr6(30)), dns.TypeAAAA)
+	w.must(err)
+	if m.Rcode != dns.RcodeSuccess || len(m.Answer) > 0 {
+		t.Errorf("IPv6 for who is known by IPv4: %v", m)
+	}
+	w.wantShut(routed, w.behind().addr6(30))
+
+	// The gateway itself is not guarded; what it asks opens nothing to others.
+	w.lookup(w.guard, "127.0.0.1", w.behind().addr4(40), 60)
+	w.wantOpen(w.guard, "tcp", w.behind().addr4(40))
+	w.wantShut(w.client, w.behind().addr4(40))
+}
+
+// wantOpenFrom checks one TCP connection from an address.
+func (w *world) wantOpenFrom(from *netlab.Host, source, addr string) {
+	w.Helper()
+	err := from.Do(func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}}
+		conn, err := d.DialContext(ctx, "tcp6", net.JoinHostPort(addr, strconv.Itoa(echoPort)))
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		return echo(conn)
+	})
+	if err != nil {
+		w.Errorf("from %s to %s: %v", source, addr, err)
+	}
+}
+
+// An answer to this machine opens nothing to its clients, nor the other way round,
+// unless it is for any.
+func TestScopesOfBothSides(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		directive string
+		apart     bool
+	}{
+		{"ipdestinationguard nft-both " + resolver4, true},
+		{"ipdestinationguard {\n mode nft-both\n allowedLocalIPs " + resolver4 + "\n scope client\n}", true},
+		{"ipdestinationguard {\n mode nft-both\n allowedLocalIPs " + resolver4 + "\n scope any\n}", false},
+	} {
+		t.Run(test.directive, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.start(corefile(test.directive))
+			for i, asker := range []party{w.self(), w.behind()} {
+				other := []party{w.behind(), w.self()}[i]
+				for _, addr := range []string{asker.addr4(1), asker.addr6(1)} {
+					w.lookup(asker.Host, asker.resolver(addr), addr, 60)
+					w.wantOpen(asker.Host, "tcp", addr)
+					if test.apart {
+						w.wantShut(other.Host, addr)
+					} else {
+						w.wantOpen(other.Host, "tcp", addr)
+					}
+				}
+			}
+		})
+	}
+}
+
+// A forwarder that is trusted names the client; nobody else can.
+func TestTrustedForwarder(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	neighbour, routed := w.moreClients()
+	w.start(corefile("ipdestinationguard {\n mode nft-gateway\n trusted_forwarder " + neighbour4 + "\n}"))
+	ask := func(from *netlab.Host, server, client, addr string) {
+		t.Helper()
+		m := new(dns.Msg)
+		m.SetQuestion(nameOf(60, addr), dns.TypeA)
+		m.SetEdns0(1232, false)
+		m.IsEdns0().Option = append(m.IsEdns0().Option, &dns.EDNS0_SUBNET{
+			Code: dns.EDNS0SUBNET, Family: 1, SourceNetmask: 32, Address: net.ParseIP(client).To4(),
+		})
+		conn, err := from.Dial(t.Context(), "udp", net.JoinHostPort(server, "53"))
+		w.must(err)
+		defer conn.Close()
+		answer, _, err := (&dns.Client{Timeout: 5 * time.Second}).ExchangeWithConn(m, &dns.Conn{Conn: conn})
+		w.must(err)
+		if answer.Rcode != dns.RcodeSuccess || len(answer.Answer) == 0 {
+			t.Errorf("no address: %v", answer)
+		}
+	}
+	byForwarder, byStranger := w.behind().addr4(1), w.behind().addr4(2)
+	ask(neighbour, neighbourGateway4, routed4, byForwarder)
+	w.wantOpen(routed, "tcp", byForwarder)
+	w.wantShut(neighbour, byForwarder)
+	ask(w.client, gateway4, routed4, byStranger)
+	w.wantShut(routed, byStranger)
+	w.wantOpen(w.client, "tcp", byStranger)
+}
