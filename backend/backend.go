@@ -66,6 +66,11 @@ type Rules struct {
 	// the other. Grants of other kinds are refused; Open ends those that live.
 	LocalHolders, GatewayHolders []Holder
 
+	// OnLink are the networks of this machine's own wires. A Link holds grants
+	// for what comes from there only: what a neighbour forwards for others has
+	// the neighbour's Ethernet address too.
+	OnLink []netip.Prefix
+
 	// Interfaces limits the guard of forwarded traffic to what comes in by
 	// these; empty means by any.
 	Interfaces []string

@@ -49,6 +49,7 @@ const (
 	setGranted   = "granted"
 	setArming    = "arming"
 	setGuarded   = "guarded"
+	setOnLink    = "on-link"
 )
 
 // newRuleset writes down the table for the rules wanted.
@@ -67,6 +68,9 @@ func newRuleset(r backend.Rules) ruleset {
 	rs.addSets("allowed-local", "always open to this machine: allowedLocalIPs", r.AllowedLocal)
 	rs.addSets("allowed-gateway", "always open to the network behind: allowedGatewayIPs", r.AllowedGateway)
 
+	if r.Know(backend.Link) {
+		rs.addSets(setOnLink, "this machine's own wires, where a packet's Ethernet address is its sender's", r.OnLink)
+	}
 	if r.Local {
 		rs.chains = append(rs.chains, chain{
 			name: chainOutput, hook: nftables.ChainHookOutput,

@@ -54,6 +54,7 @@ func goldenRules(t testing.TB) map[string]backend.Rules {
 	both.AllowedLocal = prefixes(t, "9.9.9.9/32")
 	both.AllowedGateway = prefixes(t, "2001:db8:ffff::/48")
 
+	both.OnLink = prefixes(t, "192.168.0.0/24", "fd00::/64")
 	both.LocalHolders, both.GatewayHolders = []backend.Holder{backend.Machine}, []backend.Holder{backend.Client, backend.Link}
 
 	everything.Local = true
