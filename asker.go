@@ -16,6 +16,11 @@ type surroundings interface {
 	// Own reports whether addr is one of this machine's.
 	Own(addr netip.Addr) bool
 
+	// OnLink returns the networks of this machine's own wires; Changed is sent to
+	// when own addresses may have changed.
+	OnLink() []netip.Prefix
+	Changed() <-chan struct{}
+
 	// Find returns the Ethernet address of the neighbour with that IP address.
 	Find(addr netip.Addr) (hw [6]byte, ok bool)
 
@@ -41,12 +46,12 @@ func (g *guard) scope(remote net.Addr, request *dns.Msg) (scope backend.Scope, n
 	switch {
 	case !addr.IsValid(), g.around.Own(addr):
 		return backend.Scope{Holder: backend.Machine}, s.local()
-	default:
+	case addr.IsLinkLocalUnicast(), contains(*g.onLink.Load(), addr):
 		if hw, ok := g.around.Find(addr); ok {
 			return backend.LinkScope(hw), true
 		}
-		return backend.ClientScope(addr), true
 	}
+	return backend.ClientScope(addr.WithZone("")), true
 }
 
 // addrOf is the IP address of a client, without a zone unless it needs one.

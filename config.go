@@ -57,7 +57,7 @@ const maxGrants = 1 << 20
 func (s *settings) local() bool   { return s.mode != modeGateway }
 func (s *settings) gateway() bool { return s.mode != modeLocal }
 
-func (s *settings) rules() backend.Rules {
+func (s *settings) rules(onLink []netip.Prefix) backend.Rules {
 	local := []backend.Holder{backend.Machine}
 	gateway := []backend.Holder{backend.Client, backend.Link}
 	if s.scope == scopeAny {
@@ -68,7 +68,7 @@ func (s *settings) rules() backend.Rules {
 		LocalHolders: local, GatewayHolders: gateway,
 		Table: s.table, Local: s.local(), Gateway: s.gateway(),
 		Allowed: s.allowed, AllowedLocal: s.allowedLocal, AllowedGateway: s.allowedGateway,
-		Interfaces: s.interfaces, MaxGrants: maxGrants,
+		OnLink: onLink, Interfaces: s.interfaces, MaxGrants: maxGrants,
 	}
 }
 

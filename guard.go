@@ -3,6 +3,9 @@ package ipdestinationguard
 import (
 	"context"
 	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -21,7 +24,9 @@ type guard struct {
 	watch    func() (surroundings, error)
 	settings atomic.Pointer[settings]
 
+	arming sync.Mutex
 	around surroundings // from when they are needed first
+	onLink atomic.Pointer[[]netip.Prefix]
 
 	up        chan struct{} // closed when it is armed first
 	enforcing atomic.Bool   // the rules stand in the kernel
@@ -48,18 +53,42 @@ func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backen
 
 // arm puts the settings in force.
 func (g *guard) arm(s *settings) (err error) {
-	if s.scope == scopeClient && g.around == nil {
-		if g.around, err = g.watch(); err != nil {
-			return fmt.Errorf("who asks cannot be known: %w", err)
+	g.arming.Lock()
+	defer g.arming.Unlock()
+	var onLink []netip.Prefix
+	if s.scope == scopeClient {
+		if g.around == nil {
+			if g.around, err = g.watch(); err != nil {
+				return fmt.Errorf("who asks cannot be known: %w", err)
+			}
+			go g.follow(g.around)
 		}
+		onLink = g.around.OnLink()
 	}
-	if err := g.backend.Open(s.rules()); err != nil {
+	if err := g.backend.Open(s.rules(onLink)); err != nil {
 		return err
 	}
+	g.onLink.Store(&onLink)
 	if g.settings.Swap(s) == &defaultSettings {
 		close(g.up)
 	}
 	return nil
+}
+
+// follow keeps the rules up to date when the machine's networks change.
+func (g *guard) follow(around surroundings) {
+	for range around.Changed() {
+		g.arming.Lock()
+		s, onLink := g.settings.Load(), around.OnLink()
+		if s.scope == scopeClient && !slices.Equal(onLink, *g.onLink.Load()) {
+			if err := g.backend.Open(s.rules(onLink)); err == nil {
+				g.onLink.Store(&onLink)
+			} else if err != backend.ErrClosed {
+				log.Errorf("Clients on a changed network are not known by their Ethernet addresses: %v", err)
+			}
+		}
+		g.arming.Unlock()
+	}
 }
 
 // await returns once the guard is armed: before, nobody knows whose grants an

@@ -37,6 +37,10 @@ type network struct {
 
 func (n *network) Own(a netip.Addr) bool { return a.IsLoopback() || n.own[a] }
 func (n *network) Close()                {}
+func (n *network) OnLink() []netip.Prefix {
+	return []netip.Prefix{netip.MustParsePrefix("192.168.0.0/24"), netip.MustParsePrefix("fd00::/64")}
+}
+func (n *network) Changed() <-chan struct{} { return nil }
 func (n *network) Find(a netip.Addr) (hw [6]byte, ok bool) {
 	hw, ok = n.links[a]
 	return hw, ok

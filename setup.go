@@ -142,7 +142,7 @@ func (gen *generation) check() error {
 	if g.armed() && g.settings.Load().table != s.table {
 		return plugin.Error(name, fmt.Errorf("%s: the table cannot be renamed from %q to %q by a reload: restart CoreDNS", s.place, g.settings.Load().table, s.table))
 	}
-	err := g.backend.Check(s.rules())
+	err := g.backend.Check(s.rules(nil))
 	if permission := (*backend.PermissionError)(nil); errors.As(err, &permission) {
 		return plugin.Error(name, fmt.Errorf("%s: the firewall cannot be set up: %w: run CoreDNS as root, or as deployment/ipdestinationguard-coredns.service does; in a container with --cap-add NET_ADMIN", s.place, err))
 	}
