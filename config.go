@@ -50,7 +50,9 @@ func (s *settings) local() bool   { return s.mode != modeGateway }
 func (s *settings) gateway() bool { return s.mode != modeLocal }
 
 func (s *settings) rules() backend.Rules {
+	everyone := []backend.Holder{backend.Everyone}
 	return backend.Rules{
+		LocalHolders: everyone, GatewayHolders: everyone,
 		Table: s.table, Local: s.local(), Gateway: s.gateway(),
 		Allowed: s.allowed, AllowedLocal: s.allowedLocal, AllowedGateway: s.allowedGateway,
 		Interfaces: s.interfaces, MaxGrants: maxGrants,
