@@ -140,8 +140,11 @@ func (a axis) ticks() (t []float64) {
 }
 
 func tickText(v float64) string {
-	if v >= 1e6 {
+	switch {
+	case v >= 1e6:
 		return fmt.Sprintf("%gM", v/1e6)
+	case v >= 1e4:
+		return fmt.Sprintf("%gk", v/1e3)
 	}
 	return fmt.Sprintf("%.4g", v)
 }

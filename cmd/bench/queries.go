@@ -112,6 +112,11 @@ func (b *bench) takeTurns(row string, servers []*server, warm, l load) error {
 // variants are what the throughput is compared of.
 func (b *bench) variants(hot bool) []*variant {
 	v := []*variant{guardOn(b.Ours, "on_exit remove"), guardOff(b.Ours), withRuleset(b.Ours), stock(b.Stock)}
+	if hot {
+		two := guardOn(b.Ours, "on_exit remove").with("multisocket 2")
+		two.name = "multisocket"
+		v = append(v, two)
+	}
 	if b.Dnsmasq != "" {
 		v = append(v, dnsmasq(b.Dnsmasq), dnsmasqNftset(b.Dnsmasq))
 	}
@@ -123,7 +128,7 @@ func (b *bench) variants(hot bool) []*variant {
 
 // others adds rows for peers that are there, and says which are not.
 func (b *bench) others(experiment, what string) {
-	for _, name := range []string{"dnsmasq", "dnsmasq+nftset", "unbound", "against"} {
+	for _, name := range []string{"multisocket", "dnsmasq", "dnsmasq+nftset", "unbound", "against"} {
 		if b.report.Samples[experiment][name] != nil {
 			b.compared(experiment, what, name, 0)
 		}

@@ -266,7 +266,7 @@ func pidOf(conf string) (int, error) {
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		if line, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline")); err == nil && strings.Contains(string(line), conf) {
+		if line, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline")); err == nil && strings.Contains(string(line), conf+"\x00") {
 			return pid, nil
 		}
 	}
