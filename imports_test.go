@@ -28,6 +28,7 @@ var mayImport = map[string][]string{
 	"flowlog":             {"backend", "expiry"},
 	"identity":            {"backend", "expiry"},
 	"share":               {"backend", "expiry"},
+	"names":               nil,
 }
 
 var (
