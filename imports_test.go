@@ -22,6 +22,7 @@ var mayImport = map[string][]string{
 	"backend":             {"expiry"},
 	"backend/fake":        {"backend", "expiry"},
 	"backend/backendtest": {"backend", "expiry"},
+	"names":               nil,
 	"nft":                 {"backend", "expiry"},
 	"ipset":               {"backend", "expiry"},
 	"route":               {"backend", "expiry"},
@@ -32,7 +33,7 @@ var mayImport = map[string][]string{
 
 var (
 	concreteBackends = []string{"nft", "ipset"}
-	standardOnly     = []string{"expiry", "backend", "backend/fake", "backend/backendtest"}
+	standardOnly     = []string{"expiry", "names", "backend", "backend/fake", "backend/backendtest"}
 	rootsOwn         = []string{"github.com/coredns/", "github.com/prometheus/"}
 )
 
