@@ -31,6 +31,7 @@ type rig struct {
 	*testing.T
 	clock
 	*guard
+	policy *policy
 	kernel *fake.Backend
 }
 
@@ -48,13 +49,14 @@ func newRig(t *testing.T, directive string) *rig {
 
 func (r *rig) arm(directive string) {
 	r.Helper()
-	s, _, err := parse(caddy.NewTestController("dns", directive))
+	s, p, err := parse(caddy.NewTestController("dns", directive))
 	if err == nil {
 		err = r.guard.arm(s)
 	}
 	if err != nil {
 		r.Fatal(err)
 	}
+	r.policy = p
 }
 
 // permit is guard.permit for the addresses of an answer.

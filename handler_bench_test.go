@@ -54,11 +54,11 @@ var benchAnswers = []struct {
 	name    string
 	records []string
 }{
-	{"A", []string{"www.example.org. 300 IN A 192.0.2.1"}},
+	{"A", []string{"www.example.org. 300 IN A 9.9.9.1"}},
 	{"CNAME+4A", []string{
 		"www.example.org. 300 IN CNAME web.example.net.",
-		"web.example.net. 300 IN A 192.0.2.1", "web.example.net. 300 IN A 192.0.2.2",
-		"web.example.net. 300 IN A 192.0.2.3", "web.example.net. 300 IN A 192.0.2.4",
+		"web.example.net. 300 IN A 9.9.9.1", "web.example.net. 300 IN A 9.9.9.2",
+		"web.example.net. 300 IN A 9.9.9.3", "web.example.net. 300 IN A 9.9.9.4",
 	}},
 }
 
@@ -71,7 +71,7 @@ func BenchmarkServeDNS(b *testing.B) {
 			return dns.RcodeSuccess, w.WriteMsg(answer)
 		})
 		g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, time.Now)
-		h := &Handler{Next: next, guard: g}
+		h := &Handler{Next: next, guard: g, policy: &defaultPolicy}
 		for _, way := range []struct {
 			name  string
 			serve func() (int, error)

@@ -21,7 +21,7 @@ func hotAnswer(tb testing.TB, records ...string) func() {
 		return dns.RcodeSuccess, w.WriteMsg(answer)
 	})
 	g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, time.Now)
-	h := &Handler{Next: next, guard: g}
+	h := &Handler{Next: next, guard: g, policy: &defaultPolicy}
 	ctx := context.Background()
 	serve := func() {
 		if rcode, err := h.ServeDNS(ctx, benchWriter{}, question); rcode != dns.RcodeSuccess || err != nil {

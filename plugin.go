@@ -16,8 +16,9 @@ const name = "ipdestinationguard"
 
 // Handler stands in the plugin chain of a server block.
 type Handler struct {
-	Next  plugin.Handler
-	guard *guard
+	Next   plugin.Handler
+	guard  *guard
+	policy *policy
 }
 
 var _ plugin.Handler = (*Handler)(nil)
@@ -29,6 +30,11 @@ func (*Handler) Name() string { return name }
 func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
 	if len(r.Question) != 1 {
 		return dns.RcodeFormatError, nil // RFC 9619: there is one question
+	}
+	if h.policy.canary {
+		if m := canary(r); m != nil {
+			return m.Rcode, w.WriteMsg(m)
+		}
 	}
 	if !guarded(ctx, r) {
 		return plugin.NextOrFailure(name, h.Next, ctx, w, r)
