@@ -45,6 +45,9 @@ func settingsText(s *settings) string {
 // policyText is the same of what a block says of itself; names are not told.
 func policyText(p *policy) string {
 	var text strings.Builder
+	for _, r := range p.private {
+		fmt.Fprintln(&text, "private", r.networks)
+	}
 	if !p.canary {
 		fmt.Fprintln(&text, "canary off")
 	}
@@ -100,8 +103,18 @@ table my_guard-1.x
 		{"an empty block", `ipdestinationguard {
 		}`, "joins\n"},
 		{"only what is the block's own", `ipdestinationguard {
+			private **.home.arpa
 			canary off
-		}`, "joins\ncanary off\n"},
+		}`, "joins\nprivate []\ncanary off\n"},
+		{"private", `ipdestinationguard nft-local {
+			private a.test *.b.test
+			private ** 10.0.0.0/8 fd00::/8
+			private c.test ::ffff:192.168.1.1 127.0.0.2/8
+			private d.test 169.254.169.254
+			canary on
+		}`, "mode nft-local\n" + defaultsText +
+			"private []\nprivate [10.0.0.0/8 fd00::/8]\nprivate [192.168.1.1/32 127.0.0.0/8]\nprivate [169.254.169.254/32]\n" +
+			"warning: Testfile:4: 127.0.0.2/8 means all of 127.0.0.0/8\n"},
 		{"host bits are set", `ipdestinationguard nft-local 192.0.2.1/24`,
 			"mode nft-local\nallowedIPs 192.0.2.0/24\n" + defaultsText +
 				"warning: Testfile:1: 192.0.2.1/24 means all of 192.0.2.0/24\n"},
@@ -151,7 +164,7 @@ func TestParseMistakes(t *testing.T) {
 		{"a mode too many", "ipdestinationguard {\nmode nft-local nft-both\n}",
 			`Testfile:2 - Error during parsing: mode takes one value, not "nft-local nft-both"`},
 		{"unknown option", block + "allowIPs 192.0.2.1\n}",
-			`Testfile:3 - Error during parsing: unknown option "allowIPs": there are allowedGatewayIPs, allowedIPs, allowedLocalIPs, canary, hold, interfaces, margin, mode, on_exit, table, ttl`},
+			`Testfile:3 - Error during parsing: unknown option "allowIPs": there are allowedGatewayIPs, allowedIPs, allowedLocalIPs, canary, hold, interfaces, margin, mode, on_exit, private, table, ttl`},
 		{"an option in upper case", block + "Margin 1s\n}",
 			`Testfile:3 - Error during parsing: unknown option "Margin": there are`},
 		{"the directive twice", "ipdestinationguard nft-local\nipdestinationguard nft-local",
@@ -219,8 +232,18 @@ func TestParseMistakes(t *testing.T) {
 			`Testfile:3 - Error during parsing: table "xxxx`},
 	}
 	tests = append(tests, []struct{ name, input, want string }{
-		{"no mode, with what is the block's own", "ipdestinationguard {\ncanary on\nmargin 1s\n}",
+		{"no mode, with what is the block's own", "ipdestinationguard {\nprivate a.test\nmargin 1s\n}",
 			`Testfile:4 - Error during parsing: ipdestinationguard at Testfile:1 says no mode: one of`},
+		{"nobody's private addresses", block + "private 10.0.0.0/8 fd00::/8\n}",
+			`Testfile:3 - Error during parsing: private 10.0.0.0/8 fd00::/8 says no name: whose addresses are these? For every name write private ** 10.0.0.0/8 fd00::/8`},
+		{"a name behind an address", block + "private a.test 10.0.0.0/8 b.test\n}",
+			`Testfile:3 - Error during parsing: private: "b.test" stands behind an address: write the names first, or a line for each`},
+		{"a private network with too long a length", block + "private a.test 10.0.0.0/33\n}",
+			`Testfile:3 - Error during parsing: "10.0.0.0/33" mixes up the address families: an IPv4 network has at most 32 bits`},
+		{"half an address", block + "private a.test 10.0\n}",
+			`Testfile:3 - Error during parsing: "10.0" is not an IP address or a network`},
+		{"a private name that is none", block + "private a..test\n}",
+			`Testfile:3 - Error during parsing: private: `},
 		{"unknown canary", block + "canary no\n}",
 			`Testfile:3 - Error during parsing: canary "no": it is on (programs are told to stay with this resolver) or off`},
 	}...)
@@ -318,17 +341,24 @@ func FuzzConfig(f *testing.F) {
 		"ipdestinationguard {\nmode nft-both {\n}\n}",
 		"ipdestinationguard nft-local fe80::1%eth0",
 		"ipdestinationguard nft-local\nipdestinationguard",
-		"ipdestinationguard {\ncanary off\n}",
+		"ipdestinationguard {\nprivate ** 10.0.0.0/8 ::1\nprivate a.test\ncanary off\n}",
 	} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		s, _, err := parse(caddy.NewTestController("dns", text))
+		s, p, err := parse(caddy.NewTestController("dns", text))
 		if err != nil {
 			if !placed.MatchString(err.Error()) {
 				t.Errorf("no place in %q", err)
 			}
 			return
+		}
+		for _, r := range p.private {
+			for _, n := range r.networks {
+				if r.names == nil || !n.IsValid() || n != n.Masked() || n.Addr().Is4In6() {
+					t.Errorf("taken: %s", policyText(p))
+				}
+			}
 		}
 		if s != nil {
 			if !slices.Contains(modes, s.mode) || s.hold <= 0 || s.lease.Margin < 0 || s.lease.Floor > s.lease.Ceiling || s.lease.Floor < 0 {

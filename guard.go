@@ -2,9 +2,12 @@ package ipdestinationguard
 
 import (
 	"context"
+	"net/netip"
+	"strings"
 	"sync/atomic"
 	"time"
 
+	"github.com/miekg/dns"
 	"golang.org/x/time/rate"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
@@ -18,12 +21,14 @@ type guard struct {
 	backend  backend.Backend
 	now      func() time.Time
 	settings atomic.Pointer[settings]
+	own      func(netip.Addr) bool // whether an address is this machine's; nil is never
 
 	enforcing atomic.Bool // the rules stand in the kernel
 	removed   atomic.Bool // on_exit remove has been carried out: nothing is guarded
 
 	failures rate.Sometimes // for the log
 	repairs  rate.Sometimes
+	strips   rate.Sometimes
 }
 
 // newGuard makes a guard that grants nothing before it is armed.
@@ -33,6 +38,7 @@ func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backen
 		now:      now,
 		failures: rate.Sometimes{First: 1, Interval: logInterval},
 		repairs:  rate.Sometimes{First: 1, Interval: logInterval},
+		strips:   rate.Sometimes{First: 1, Interval: logInterval},
 	}
 	g.settings.Store(&defaultSettings)
 	g.backend = newBackend(g.inForce, (*observer)(g))
@@ -100,6 +106,19 @@ func (g *guard) hold(ctx context.Context, targets []target, now time.Time) error
 	}
 	answersHeld.Inc()
 	return nil
+}
+
+// stripped notes what was taken out of the answer to q.
+func (g *guard) stripped(q dns.Question, s *stripping) {
+	for why, n := range s.counts {
+		addressesStripped.WithLabelValues(stripReason(why)).Add(float64(n))
+	}
+	g.strips.Do(func() {
+		// The name is as miekg/dns writes it: all but printable ASCII is escaped.
+		name := strings.TrimSuffix(q.Name, ".")
+		log.Warningf("Stripped %v from the answer for %s: %s. If that name is yours and may have it, its server block needs the line: private %s %v",
+			s.first, name, s.why.Why, name, s.first)
+	})
 }
 
 // logInterval is the least time between two lines on the same trouble.

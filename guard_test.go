@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -35,6 +36,11 @@ type rig struct {
 	kernel *fake.Backend
 }
 
+// examples lets every name have the addresses that tests and documentation use.
+var examples = rule{mustNames("**"), []netip.Prefix{
+	netip.MustParsePrefix("192.0.0.0/22"), netip.MustParsePrefix("198.18.0.0/15"), netip.MustParsePrefix("2001:db8::/32"),
+}}
+
 // newRig arms a guard with what the directive says.
 func newRig(t *testing.T, directive string) *rig {
 	t.Helper()
@@ -56,6 +62,7 @@ func (r *rig) arm(directive string) {
 	if err != nil {
 		r.Fatal(err)
 	}
+	p.private = append(p.private, examples)
 	r.policy = p
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -128,6 +129,40 @@ func BenchmarkReadAnswer(b *testing.B) {
 				var few [8]target
 				if targets, err := readAnswer(q, m, few[:0]); err != nil || len(targets) == 0 {
 					b.Fatal(len(targets), err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkClean is what looking at the addresses of an answer costs.
+func BenchmarkClean(b *testing.B) {
+	own := func(netip.Addr) bool { return false }
+	for _, bm := range []struct {
+		name    string
+		private []rule
+		own     func(netip.Addr) bool
+		records []string
+	}{
+		{"A", nil, nil, benchAnswers[0].records},
+		{"CNAME+4A", nil, nil, benchAnswers[1].records},
+		{"CNAME+4A, own addresses known", nil, own, benchAnswers[1].records},
+		{"AAAA", nil, nil, []string{"www.example.org. 300 IN AAAA 2001:4860:4860::8888"}},
+		{"private A", []rule{{mustNames("**.example.org"), []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}}, nil,
+			[]string{"www.example.org. 300 IN A 10.1.2.3"}},
+		{"always open A", nil, nil, []string{"www.example.org. 300 IN A 10.1.2.3"}},
+	} {
+		b.Run(bm.name, func(b *testing.B) {
+			question, answer := benchMessages(b, bm.records...)
+			s := settings{mode: modeLocal, allowed: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
+			if bm.private != nil {
+				s.allowed = nil
+			}
+			f := filter{&policy{private: bm.private}, &s, bm.own, question.Question[0].Name}
+			b.ReportAllocs()
+			for b.Loop() {
+				if !f.clean(answer) {
+					b.Fatal("it is not")
 				}
 			}
 		})

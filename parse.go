@@ -12,6 +12,7 @@ import (
 	"github.com/coredns/caddy"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/names"
 )
 
 // parse reads the directive of one server block and touches nothing. Without any
@@ -148,6 +149,7 @@ var options = map[string]func(*parser, []string) error{
 		p.table = table
 		return nil
 	},
+	"private": (*parser).addPrivate,
 	"canary": func(p *parser, args []string) error {
 		canary, err := p.only("canary", args)
 		switch {
@@ -161,10 +163,10 @@ var options = map[string]func(*parser, []string) error{
 	},
 }
 
-var repeatable = map[string]bool{"allowedIPs": true, "allowedLocalIPs": true, "allowedGatewayIPs": true, "interfaces": true}
+var repeatable = map[string]bool{"allowedIPs": true, "allowedLocalIPs": true, "allowedGatewayIPs": true, "interfaces": true, "private": true}
 
 // perBlock are the options that each server block has for itself.
-var perBlock = map[string]bool{"canary": true}
+var perBlock = map[string]bool{"private": true, "canary": true}
 
 // What nft can read back, and the kernel keep (NFT_TABLE_MAXNAMELEN).
 var tableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]*$`)
@@ -249,6 +251,38 @@ func (p *parser) addPrefixes(list *[]netip.Prefix, texts []string) error {
 		*list = append(*list, prefix)
 	}
 	return nil
+}
+
+// addPrivate reads names and the networks that they may have addresses of.
+func (p *parser) addPrivate(args []string) (err error) {
+	patterns := args
+	if i := slices.IndexFunc(args, looksNumeric); i >= 0 {
+		patterns = args[:i]
+	}
+	var r rule
+	for _, arg := range args[len(patterns):] {
+		if !looksNumeric(arg) {
+			return p.Errf("private: %q stands behind an address: write the names first, or a line for each", arg)
+		}
+		if err := p.addPrefixes(&r.networks, []string{arg}); err != nil {
+			return err
+		}
+	}
+	if len(patterns) == 0 {
+		return p.Errf("private %s says no name: whose addresses are these? For every name write private ** %[1]s", strings.Join(args, " "))
+	}
+	if r.names, err = names.Parse(patterns...); err != nil {
+		return p.Errf("private: %v", err)
+	}
+	p.policy.private = append(p.policy.private, r)
+	return nil
+}
+
+// looksNumeric reports whether text must be meant as an address or a network: no
+// top-level domain is a number.
+func looksNumeric(text string) bool {
+	last := text[strings.LastIndexByte(text, '.')+1:]
+	return strings.ContainsAny(text, ":/") || last != "" && strings.Trim(last, "0123456789") == ""
 }
 
 // parsePrefix reads an address or a network; IPv4-mapped ones become IPv4.

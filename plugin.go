@@ -40,7 +40,7 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 		return plugin.NextOrFailure(name, h.Next, ctx, w, r)
 	}
 	q := newQuery()
-	q.Context, q.ResponseWriter, q.guard, q.request, q.question = ctx, w, h.guard, r, r.Question[0]
+	q.Context, q.ResponseWriter, q.handler, q.request, q.question = ctx, w, h, r, r.Question[0]
 	rcode, err := h.next(q, r)
 	if q.refused {
 		// The client has its SERVFAIL. Whatever the chain thinks, the server
