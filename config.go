@@ -12,7 +12,8 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
 )
 
-// settings are what one directive says, or all of a Corefile together.
+// settings are what one directive says of what all server blocks share, or all of a
+// Corefile together.
 type settings struct {
 	mode           string
 	allowed        []netip.Prefix
@@ -26,8 +27,7 @@ type settings struct {
 	onExit         backend.Leave
 	table          string
 
-	place    string   // file:line of the directive
-	warnings []string // each with its place
+	place string // file:line of the directive
 }
 
 // The modes, and which hooks they guard.

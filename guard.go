@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/miekg/dns"
 	"golang.org/x/time/rate"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
@@ -23,6 +25,7 @@ type guard struct {
 	now      func() time.Time
 	watch    func() (surroundings, error)
 	settings atomic.Pointer[settings]
+	own      func(netip.Addr) bool // whether an address is this machine's; nil is never
 
 	arming sync.Mutex
 	around surroundings // from when they are needed first
@@ -34,6 +37,7 @@ type guard struct {
 
 	failures rate.Sometimes // for the log
 	repairs  rate.Sometimes
+	strips   rate.Sometimes
 }
 
 // newGuard makes a guard that grants nothing before it is armed.
@@ -45,6 +49,7 @@ func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backen
 		up:       make(chan struct{}),
 		failures: rate.Sometimes{First: 1, Interval: logInterval},
 		repairs:  rate.Sometimes{First: 1, Interval: logInterval},
+		strips:   rate.Sometimes{First: 1, Interval: logInterval},
 	}
 	g.settings.Store(&defaultSettings)
 	g.backend = newBackend(g.inForce, (*observer)(g))
@@ -55,14 +60,15 @@ func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backen
 func (g *guard) arm(s *settings) (err error) {
 	g.arming.Lock()
 	defer g.arming.Unlock()
+	if g.around == nil && g.watch != nil {
+		if g.around, err = g.watch(); err != nil {
+			return fmt.Errorf("the machine's addresses cannot be known: %w", err)
+		}
+		g.own = g.around.Own
+		go g.follow(g.around)
+	}
 	var onLink []netip.Prefix
 	if s.scope == scopeClient {
-		if g.around == nil {
-			if g.around, err = g.watch(); err != nil {
-				return fmt.Errorf("who asks cannot be known: %w", err)
-			}
-			go g.follow(g.around)
-		}
 		onLink = g.around.OnLink()
 	}
 	if err := g.backend.Open(s.rules(onLink)); err != nil {
@@ -161,12 +167,27 @@ func (g *guard) hold(ctx context.Context, targets []target, now time.Time) error
 	err := g.backend.Grant(ctx, grants, s.hold)
 	holdSeconds.Observe(g.now().Sub(now).Seconds())
 	if err != nil {
-		answersFailed.Inc()
 		g.failures.Do(func() { log.Errorf("An answer was withheld, the client got SERVFAIL: %v", err) })
 		return err
 	}
 	answersHeld.Inc()
 	return nil
+}
+
+// stripped notes what was taken out of the answer to q.
+func (g *guard) stripped(q dns.Question, s *stripping) {
+	for why, n := range s.counts {
+		addressesStripped.WithLabelValues(stripReason(why)).Add(float64(n))
+	}
+	if s.why == unreachable {
+		return // it is so for each routed client
+	}
+	g.strips.Do(func() {
+		// The name is as miekg/dns writes it: all but printable ASCII is escaped.
+		name := strings.TrimSuffix(q.Name, ".")
+		log.Warningf("Stripped %v from the answer for %s: %s. If that name is yours and may have it, its server block needs the line: private %s %v",
+			s.first, name, s.why.Why, name, s.first)
+	})
 }
 
 // logInterval is the least time between two lines on the same trouble.

@@ -22,7 +22,7 @@ func hotAnswer(tb testing.TB, records ...string) func() {
 	})
 	g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, nil, time.Now)
 	benchArm(g)
-	h := &Handler{Next: next, guard: g}
+	h := &Handler{Next: next, guard: g, policy: &defaultPolicy}
 	ctx := context.Background()
 	serve := func() {
 		if rcode, err := h.ServeDNS(ctx, benchWriter{}, question); rcode != dns.RcodeSuccess || err != nil {

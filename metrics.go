@@ -14,6 +14,9 @@ var (
 	answersHeld   = answers.WithLabelValues("held")
 	answersFailed = answers.WithLabelValues("failed")
 
+	addressesStripped = counters("stripped_total",
+		"Addresses taken out of answers because they are not globally reachable, or loopback, metadata or this machine's own.", "reason")
+
 	holdSeconds = histogram("hold_duration_seconds",
 		"How long answers were held.", prometheus.ExponentialBuckets(16e-6, 4, 10))
 

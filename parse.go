@@ -12,34 +12,37 @@ import (
 	"github.com/coredns/caddy"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/names"
 )
 
 // parse reads the directive of one server block and touches nothing. Without any
-// settings it returns nil: the block joins the guard that another one sets up.
-func parse(c *caddy.Controller) (s *settings, place string, err error) {
+// settings it returns nil for them: the block joins the guard that another one sets
+// up, with a policy of its own.
+func parse(c *caddy.Controller) (*settings, *policy, error) {
+	var read *parser
 	for c.Next() {
-		if place != "" {
-			return nil, "", c.Errf("%s stands twice in this server block, first at %s", name, place)
+		if read != nil {
+			return nil, nil, c.Errf("%s stands twice in this server block, first at %s", name, read.policy.place)
 		}
-		place = here(c)
-		p := parser{Controller: c, settings: defaultSettings, seen: map[string]bool{}}
-		p.place = place
-		if err := p.directive(); err != nil {
-			return nil, "", err
+		read = &parser{Controller: c, settings: defaultSettings, policy: defaultPolicy, seen: map[string]bool{}}
+		read.settings.place, read.policy.place = here(c), here(c)
+		if err := read.directive(); err != nil {
+			return nil, nil, err
 		}
-		if len(p.seen) == 0 {
-			continue
-		}
-		if p.mode == "" {
-			return nil, "", c.Errf("%s at %s says no mode: one of %s is needed", name, place, strings.Join(modes, ", "))
-		}
-		if err := p.settleScope(); err != nil {
-			return nil, "", err
-		}
-		p.warnUnused()
-		s = &p.settings
 	}
-	return s, place, nil
+	switch {
+	case read == nil:
+		return nil, nil, c.Errf("no %s", name)
+	case !read.sets():
+		return nil, &read.policy, nil
+	case read.mode == "":
+		return nil, nil, c.Errf("%s at %s says no mode: one of %s is needed", name, read.policy.place, strings.Join(modes, ", "))
+	}
+	if err := read.settleScope(); err != nil {
+		return nil, nil, err
+	}
+	read.warnUnused()
+	return &read.settings, &read.policy, nil
 }
 
 func here(c *caddy.Controller) string { return fmt.Sprintf("%s:%d", c.File(), c.Line()) }
@@ -47,7 +50,18 @@ func here(c *caddy.Controller) string { return fmt.Sprintf("%s:%d", c.File(), c.
 type parser struct {
 	*caddy.Controller
 	settings
-	seen map[string]bool // options given
+	policy policy
+	seen   map[string]bool // options given
+}
+
+// sets reports whether the directive says anything of what all blocks share.
+func (p *parser) sets() bool {
+	for option := range p.seen {
+		if !perBlock[option] {
+			return true
+		}
+	}
+	return false
 }
 
 // directive reads `ipdestinationguard [MODE [ALLOWED...]] [{ options }]`.
@@ -146,9 +160,24 @@ var options = map[string]func(*parser, []string) error{
 		p.table = table
 		return nil
 	},
+	"private": (*parser).addPrivate,
+	"canary": func(p *parser, args []string) error {
+		canary, err := p.only("canary", args)
+		switch {
+		case err != nil:
+			return err
+		case canary != "on" && canary != "off":
+			return p.Errf("canary %q: it is on (programs are told to stay with this resolver) or off", canary)
+		}
+		p.policy.canary = canary == "on"
+		return nil
+	},
 }
 
-var repeatable = map[string]bool{"allowedIPs": true, "allowedLocalIPs": true, "allowedGatewayIPs": true, "interfaces": true, "trusted_forwarder": true}
+var repeatable = map[string]bool{"allowedIPs": true, "allowedLocalIPs": true, "allowedGatewayIPs": true, "interfaces": true, "trusted_forwarder": true, "private": true}
+
+// perBlock are the options that each server block has for itself.
+var perBlock = map[string]bool{"private": true, "canary": true}
 
 // What nft can read back, and the kernel keep (NFT_TABLE_MAXNAMELEN).
 var tableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]*$`)
@@ -235,6 +264,38 @@ func (p *parser) addPrefixes(list *[]netip.Prefix, texts []string) error {
 	return nil
 }
 
+// addPrivate reads names and the networks that they may have addresses of.
+func (p *parser) addPrivate(args []string) (err error) {
+	patterns := args
+	if i := slices.IndexFunc(args, looksNumeric); i >= 0 {
+		patterns = args[:i]
+	}
+	var r rule
+	for _, arg := range args[len(patterns):] {
+		if !looksNumeric(arg) {
+			return p.Errf("private: %q stands behind an address: write the names first, or a line for each", arg)
+		}
+		if err := p.addPrefixes(&r.networks, []string{arg}); err != nil {
+			return err
+		}
+	}
+	if len(patterns) == 0 {
+		return p.Errf("private %s says no name: whose addresses are these? For every name write private ** %[1]s", strings.Join(args, " "))
+	}
+	if r.names, err = names.Parse(patterns...); err != nil {
+		return p.Errf("private: %v", err)
+	}
+	p.policy.private = append(p.policy.private, r)
+	return nil
+}
+
+// looksNumeric reports whether text must be meant as an address or a network: no
+// top-level domain is a number.
+func looksNumeric(text string) bool {
+	last := text[strings.LastIndexByte(text, '.')+1:]
+	return strings.ContainsAny(text, ":/") || last != "" && strings.Trim(last, "0123456789") == ""
+}
+
 // parsePrefix reads an address or a network; IPv4-mapped ones become IPv4.
 func parsePrefix(text string) (netip.Prefix, error) {
 	host, length, network := strings.Cut(text, "/")
@@ -298,14 +359,14 @@ func (p *parser) settleScope() error {
 }
 
 func (p *parser) warn(format string, args ...any) {
-	p.warnings = append(p.warnings, here(p.Controller)+": "+fmt.Sprintf(format, args...))
+	p.policy.warnings = append(p.policy.warnings, here(p.Controller)+": "+fmt.Sprintf(format, args...))
 }
 
 // warnUnused tells of lists that the mode has no chain for.
 func (p *parser) warnUnused() {
 	unused := func(list bool, option string) {
 		if list {
-			p.warnings = append(p.warnings, fmt.Sprintf("%s: %s has no effect in mode %s", p.place, option, p.mode))
+			p.policy.warnings = append(p.policy.warnings, fmt.Sprintf("%s: %s has no effect in mode %s", p.settings.place, option, p.mode))
 		}
 	}
 	unused(!p.local() && len(p.allowedLocal) > 0, "allowedLocalIPs")

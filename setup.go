@@ -76,14 +76,15 @@ func running() *guard {
 // generation is what the server blocks of one Corefile have in common.
 type generation struct {
 	settings *settings
-	joined   string // the place of the first block without settings
+	joined   string   // the place of the first block without settings
+	warnings []string // of all blocks
 }
 
 type generationKey struct{}
 
 // setup reads one server block's directive. It has no effect outside.
 func setup(c *caddy.Controller) error {
-	s, place, err := parse(c)
+	s, p, err := parse(c)
 	if err != nil {
 		return plugin.Error(name, err)
 	}
@@ -96,21 +97,22 @@ func setup(c *caddy.Controller) error {
 		c.OnStartup(gen.check)
 		c.OnFinalShutdown(shutdown)
 	}
-	if err := gen.add(s, place); err != nil {
+	if err := gen.add(s, p); err != nil {
 		return plugin.Error(name, err)
 	}
 	dnsserver.GetConfig(c).AddPlugin(func(next plugin.Handler) plugin.Handler {
-		return &Handler{Next: next, guard: engine()}
+		return &Handler{Next: next, guard: engine(), policy: p}
 	})
 	return nil
 }
 
 // add takes what one server block says.
-func (gen *generation) add(s *settings, place string) error {
+func (gen *generation) add(s *settings, p *policy) error {
+	gen.warnings = append(gen.warnings, p.warnings...)
 	switch {
 	case s == nil:
 		if gen.joined == "" {
-			gen.joined = place
+			gen.joined = p.place
 		}
 	case gen.settings == nil:
 		gen.settings = s
@@ -118,7 +120,6 @@ func (gen *generation) add(s *settings, place string) error {
 		if text := s.contradiction(gen.settings); text != "" {
 			return errors.New(text)
 		}
-		gen.settings.warnings = append(gen.settings.warnings, s.warnings...)
 	}
 	return nil
 }
@@ -132,7 +133,7 @@ func (gen *generation) check() error {
 	if s == nil {
 		return plugin.Error(name, fmt.Errorf("%s joins a guard, but no server block sets one up: say in one of them which of nft-local, nft-gateway and nft-both it is", gen.joined))
 	}
-	for _, w := range s.warnings {
+	for _, w := range gen.warnings {
 		log.Warning(w)
 	}
 	if s.local() && len(s.allowed)+len(s.allowedLocal) == 0 {

@@ -6,11 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -79,7 +79,7 @@ type finder struct {
 	paths map[uint64]string
 	began time.Time
 	ended time.Time
-	whole bool
+	err   error // why it may have passed over some
 }
 
 // maxWalk bounds the cgroups that a walk looks at.
@@ -106,8 +106,8 @@ func (f *finder) path(m *mount, cgroup uint64, arrived time.Time) (string, error
 	if p, ok := f.paths[cgroup]; ok {
 		return p, nil
 	}
-	if !f.whole {
-		return "", fmt.Errorf("not among the first %d cgroups: %w", maxWalk, ErrFull)
+	if f.err != nil {
+		return "", f.err
 	}
 	return "", ErrGone
 }
@@ -115,37 +115,42 @@ func (f *finder) path(m *mount, cgroup uint64, arrived time.Time) (string, error
 // walk reads the ids of all cgroups.
 func (f *finder) walk(m *mount) {
 	f.began = time.Now()
+	defer func() { f.ended = time.Now() }()
 	f.paths = make(map[uint64]string)
-	f.whole = true
-	if id, err := m.id("/"); err == nil {
-		f.paths[id] = "/"
+	f.err = nil
+	id, err := m.id("/")
+	if err != nil {
+		f.err = err
+		return
 	}
+	f.paths[id] = "/"
 	for next := []string{"/"}; len(next) > 0; {
 		parent := next[len(next)-1]
 		next = next[:len(next)-1]
 		entries, err := os.ReadDir(m.point + parent)
-		if err != nil {
-			continue // removed meanwhile
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			f.err = err
 		}
 		for _, e := range entries {
 			if !e.IsDir() {
 				continue
 			}
-			info, err := e.Info()
+			child := path.Join(parent, e.Name())
+			id, err := m.id(child)
 			if err != nil {
+				if !errors.Is(err, fs.ErrNotExist) { // else it was removed meanwhile
+					f.err = err
+				}
 				continue
 			}
 			if len(f.paths) >= maxWalk {
-				f.whole = false
-				f.ended = time.Now()
+				f.err = fmt.Errorf("more than %d cgroups", maxWalk)
 				return
 			}
-			child := path.Join(parent, e.Name())
-			f.paths[info.Sys().(*syscall.Stat_t).Ino] = child
+			f.paths[id] = child
 			next = append(next, child)
 		}
 	}
-	f.ended = time.Now()
 }
 
 // fileidKernfs is the type of a file handle that is an id of kernfs (FILEID_KERNFS).

@@ -7,15 +7,19 @@ import (
 )
 
 // hearLink takes in what an interface is called.
-func (w *Watcher) hearLink(typ uint16, body []byte) {
+func (w *Watcher) hearLink(typ uint16, body []byte, from source) {
 	// A port that leaves its bridge is announced as a deletion of family AF_BRIDGE.
 	if len(body) < unix.SizeofIfInfomsg || body[0] != unix.AF_UNSPEC {
 		return
 	}
 	r := &w.reader
 	index := binary.NativeEndian.Uint32(body[4:])
+	if !r.links.believes(index, from) {
+		return
+	}
 	if typ == unix.RTM_DELLINK {
-		delete(r.links, index)
+		r.links.strike(index)
+		delete(r.names, index)
 		w.nameLinks()
 		return
 	}
@@ -23,35 +27,31 @@ func (w *Watcher) hearLink(typ uint16, body []byte) {
 		if typ != unix.IFLA_IFNAME || len(value) < 2 {
 			continue
 		}
-		name := value[:len(value)-1] // it ends in a zero
-		old, known := r.links[index]
-		if known && old.name == string(name) && old.round == r.round {
-			return
-		}
-		if !known && len(r.links) >= maxAddresses {
+		if !r.links.enter(index) {
 			w.tell(ErrFull)
 			return
 		}
-		r.links[index] = link{string(name), r.round}
-		if old.name != string(name) && !r.readingLinks() {
-			w.nameLinks()
+		name := value[:len(value)-1] // it ends in a zero
+		if r.names[index] != string(name) {
+			r.names[index] = string(name)
+			if from == event { // or else once for all
+				w.nameLinks()
+			}
 		}
 	}
 }
 
-func (r *reader) readingLinks() bool { return r.reading() && tables[r.stage] == unix.RTM_GETLINK }
-
 // nameLinks makes the interfaces' names known to those who ask.
 func (w *Watcher) nameLinks() {
-	names := make(map[string]uint32, len(w.reader.links))
-	for index, l := range w.reader.links {
-		names[l.name] = index
+	names := make(map[string]uint32, len(w.reader.names))
+	for index, name := range w.reader.names {
+		names[name] = index
 	}
 	w.interfaces.Store(&names)
 }
 
 // hearAddress takes in that an address stands on an interface, or no more.
-func (w *Watcher) hearAddress(typ uint16, body []byte) {
+func (w *Watcher) hearAddress(typ uint16, body []byte, from source) {
 	if len(body) < unix.SizeofIfAddrmsg || body[0] != unix.AF_INET && body[0] != unix.AF_INET6 {
 		return
 	}
@@ -75,28 +75,29 @@ func (w *Watcher) hearAddress(typ uint16, body []byte) {
 	if !hasLocal {
 		return
 	}
+	defer w.signal()
 	place := ownPlace{index: binary.NativeEndian.Uint32(body[4:]), bits: body[1], peer: address}
 	tentative := flags&unix.IFA_F_TENTATIVE != 0 && flags&unix.IFA_F_OPTIMISTIC == 0
 	if typ == unix.RTM_DELADDR || tentative || flags&unix.IFA_F_DADFAILED != 0 {
-		w.own.remove(local, place)
+		w.own.remove(local, place, from)
 		return
 	}
-	if !w.own.set(local, place, struct{}{}) {
+	if !w.own.set(local, place, struct{}{}, from) {
 		w.tell(ErrFull)
 	}
 }
 
 // hearNeighbour takes in what is known of a neighbour.
-func (w *Watcher) hearNeighbour(typ uint16, body []byte) {
+func (w *Watcher) hearNeighbour(typ uint16, body []byte, from source) {
 	n, ok := parseNeighbour(body)
 	if !ok {
 		return
 	}
 	if typ == unix.RTM_DELNEIGH || !n.resolved {
-		w.neighbours.remove(n.key, n.index)
+		w.neighbours.remove(n.key, n.index, from)
 		return
 	}
-	if !w.neighbours.set(n.key, n.index, n.hardware) {
+	if !w.neighbours.set(n.key, n.index, n.hardware, from) {
 		w.tell(ErrFull)
 	}
 }

@@ -25,17 +25,10 @@ func keyOfBytes(b []byte) (k key, ok bool) {
 // A mirror is a table of the kernel's: what it has of each address, by the place
 // where it has it (P) and with a value (V). Many goroutines may ask it (get);
 // only one, which hears the kernel, may change it.
-//
-// The kernel is read anew by raising the generation, entering all it has, and
-// sweeping away what was not entered.
 type mirror[P comparable, V comparable] struct {
-	seed   maphash.Seed
-	shards [shards]shard[P, V]
-
-	// The writer's alone.
-	heard      map[spot[P]]uint32 // the generation in which it was last heard of
-	generation uint32
-	limit      int // of spots
+	seed            maphash.Seed
+	shards          [shards]shard[P, V]
+	ledger[spot[P]] // the writer's alone
 }
 
 const shards = 64
@@ -57,7 +50,8 @@ type spot[P comparable] struct {
 }
 
 func newMirror[P comparable, V comparable](limit int) *mirror[P, V] {
-	m := &mirror[P, V]{seed: maphash.MakeSeed(), heard: make(map[spot[P]]uint32), limit: limit}
+	m := &mirror[P, V]{seed: maphash.MakeSeed()}
+	m.ledger.init(limit)
 	for i := range m.shards {
 		m.shards[i].m = make(map[key][]item[P, V])
 	}
@@ -78,13 +72,14 @@ func (m *mirror[P, V]) get(k key) []item[P, V] {
 }
 
 // set enters a value, and reports whether there was room for it. Writer only.
-func (m *mirror[P, V]) set(k key, place P, value V) bool {
+func (m *mirror[P, V]) set(k key, place P, value V, from source) bool {
 	at := spot[P]{k, place}
-	if _, known := m.heard[at]; !known && len(m.heard) >= m.limit {
+	if !m.believes(at, from) {
+		return true
+	}
+	if !m.enter(at) {
 		return false
 	}
-	m.heard[at] = m.generation
-
 	list := m.shard(k).m[k] // nobody else writes
 	i := slices.IndexFunc(list, func(it item[P, V]) bool { return it.place == place })
 	switch {
@@ -101,12 +96,18 @@ func (m *mirror[P, V]) set(k key, place P, value V) bool {
 }
 
 // remove takes an entry out, if there is one. Writer only.
-func (m *mirror[P, V]) remove(k key, place P) {
+func (m *mirror[P, V]) remove(k key, place P, from source) {
 	at := spot[P]{k, place}
-	if _, known := m.heard[at]; !known {
+	if m.believes(at, from) {
+		m.drop(at)
+	}
+}
+
+func (m *mirror[P, V]) drop(at spot[P]) {
+	if !m.strike(at) {
 		return
 	}
-	delete(m.heard, at)
+	k, place := at.key, at.place
 	var rest []item[P, V]
 	for _, it := range m.shard(k).m[k] {
 		if it.place != place {
@@ -116,12 +117,10 @@ func (m *mirror[P, V]) remove(k key, place P) {
 	m.replace(k, rest)
 }
 
-// sweep removes what was not heard of in this generation. Writer only.
+// sweep removes what was not heard of since begin. Writer only.
 func (m *mirror[P, V]) sweep() {
-	for at, generation := range m.heard {
-		if generation != m.generation {
-			m.remove(at.key, at.place)
-		}
+	for at := range m.unheard() {
+		m.drop(at)
 	}
 }
 

@@ -11,28 +11,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A reader is the state of the goroutine that hears the kernel. Events and the
-// parts of a dump come through one socket, in the order in which they were true.
+// A reader is the state of the goroutine that hears the kernel.
 type reader struct {
 	buf  [64 << 10]byte
 	now  func() time.Time
 	told map[string]time.Time
 
-	seq     uint32
-	stage   int  // which of the tables is being read; past the last when none is
-	tries   int  // of this table
-	torn    bool // it has changed while it was read
-	lost    bool // an event, after the table was asked for
-	drained bool // no message waits
+	port    uint32 // the socket's number
+	seq     uint32 // of the last request
+	stage   int    // which of the tables is being read; past the last when none is
+	tries   int    // of this table
+	torn    bool   // it has changed while it was read
+	lost    bool   // an event, after the table was asked for
+	drained bool   // no message waits
 
-	links map[uint32]link
-	round uint32 // how often links were read
-}
-
-// link is what an interface is called.
-type link struct {
-	name  string
-	round uint32
+	links ledger[uint32]    // interfaces, by index
+	names map[uint32]string // what they are called
 }
 
 // tables are read in this order: zones want interfaces.
@@ -45,11 +39,12 @@ const (
 	maxTries   = 10 // of a table that keeps changing while it is read
 )
 
-func (r *reader) init(now func() time.Time) {
+func (r *reader) init(now func() time.Time, limit int) {
 	r.now = now
 	r.stage = len(tables)
 	r.told = make(map[string]time.Time)
-	r.links = make(map[uint32]link)
+	r.links.init(limit)
+	r.names = make(map[uint32]string)
 }
 
 func (r *reader) reading() bool { return r.stage < len(tables) }
@@ -75,7 +70,7 @@ func (w *Watcher) run() {
 	for {
 		err := w.receive()
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			err = w.restart()
+			err = w.readAgain()
 		}
 		for err != nil {
 			select {
@@ -96,6 +91,14 @@ func (w *Watcher) run() {
 	}
 }
 
+// readAgain reads everything anew, unless that is being done.
+func (w *Watcher) readAgain() error {
+	if w.reader.reading() { // the kernel runs one dump at a time
+		return w.events.SetReadDeadline(time.Now().Add(readEvery))
+	}
+	return w.restart()
+}
+
 // restart reads everything anew, from the first table.
 func (w *Watcher) restart() error {
 	if err := w.events.SetReadDeadline(time.Now().Add(readEvery)); err != nil {
@@ -103,9 +106,6 @@ func (w *Watcher) restart() error {
 	}
 	r := &w.reader
 	r.stage, r.tries, r.lost = 0, 0, false
-	r.round++
-	w.own.generation++
-	w.neighbours.generation++
 	return w.request()
 }
 
@@ -117,12 +117,15 @@ func (w *Watcher) request() error {
 	b := appendHeader(nil, tables[r.stage], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
 	switch tables[r.stage] {
 	case unix.RTM_GETLINK:
+		r.links.begin()
 		b = append(b, make([]byte, unix.SizeofIfInfomsg)...)
 		const skipStatistics = 1 << 3 // RTEXT_FILTER_SKIP_STATS
 		b = appendAttribute(b, unix.IFLA_EXT_MASK, binary.NativeEndian.AppendUint32(nil, skipStatistics))
 	case unix.RTM_GETADDR:
+		w.own.begin()
 		b = append(b, make([]byte, unix.SizeofIfAddrmsg)...)
 	case unix.RTM_GETNEIGH:
+		w.neighbours.begin()
 		b = append(b, make([]byte, unix.SizeofNdMsg)...)
 	}
 	finishMessage(b, r.seq)
@@ -158,27 +161,28 @@ func (w *Watcher) receive() error {
 		return os.NewSyscallError("recvmsg", readErr)
 	}
 	for h, body := range messages(r.buf[:n]) {
+		from := event
+		// An event may bear the number of whoever's request has caused it.
+		if h.Pid == r.port {
+			if from = dump; h.Seq != r.seq || !r.reading() {
+				continue // left from a dump that was given up
+			}
+			r.torn = r.torn || h.Flags&unix.NLM_F_DUMP_INTR != 0
+		}
 		switch h.Type {
 		case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-			w.hearLink(h.Type, body)
+			w.hearLink(h.Type, body, from)
 		case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-			w.hearAddress(h.Type, body)
+			w.hearAddress(h.Type, body, from)
 		case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-			w.hearNeighbour(h.Type, body)
-		}
-		if h.Seq != r.seq || !r.reading() {
-			continue // an event, or left from an earlier dump
-		}
-		if h.Flags&unix.NLM_F_DUMP_INTR != 0 {
-			r.torn = true
-		}
-		if h.Type == unix.NLMSG_DONE || h.Type == unix.NLMSG_ERROR {
-			if err := w.finish(body); err != nil {
-				return err
+			w.hearNeighbour(h.Type, body, from)
+		case unix.NLMSG_DONE, unix.NLMSG_ERROR:
+			if from == dump {
+				err = errors.Join(err, w.finish(body))
 			}
 		}
 	}
-	return nil
+	return err
 }
 
 // finish ends a table, and starts the next one.
@@ -201,6 +205,9 @@ func (w *Watcher) finish(body []byte) error {
 	case !r.torn: // or else what was passed over would be taken for gone
 		w.sweep(tables[r.stage])
 	}
+	r.links.end()
+	w.own.end()
+	w.neighbours.end()
 	r.stage++
 	r.tries = 0
 	if r.reading() {
@@ -211,10 +218,13 @@ func (w *Watcher) finish(body []byte) error {
 
 // sweep removes what a table no longer has.
 func (w *Watcher) sweep(table uint16) {
+	r := &w.reader
 	switch table {
 	case unix.RTM_GETLINK:
-		round := w.reader.round
-		maps.DeleteFunc(w.reader.links, func(_ uint32, l link) bool { return l.round != round })
+		for index := range r.links.unheard() {
+			r.links.strike(index)
+			delete(r.names, index)
+		}
 		w.nameLinks()
 	case unix.RTM_GETADDR:
 		w.own.sweep()
@@ -225,12 +235,12 @@ func (w *Watcher) sweep(table uint16) {
 
 // forget empties the mirrors.
 func (w *Watcher) forget() {
-	w.own.generation++
-	w.own.sweep()
-	w.neighbours.generation++
-	w.neighbours.sweep()
-	clear(w.reader.links)
-	w.nameLinks()
+	w.reader.links.begin()
+	w.own.begin()
+	w.neighbours.begin()
+	for _, table := range tables {
+		w.sweep(table)
+	}
 	w.answers.clear()
 }
 

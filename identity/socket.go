@@ -149,6 +149,7 @@ func messages(b []byte) iter.Seq2[unix.NlMsghdr, []byte] {
 				Type:  binary.NativeEndian.Uint16(b[4:]),
 				Flags: binary.NativeEndian.Uint16(b[6:]),
 				Seq:   binary.NativeEndian.Uint32(b[8:]),
+				Pid:   binary.NativeEndian.Uint32(b[12:]),
 			}
 			if h.Len < unix.SizeofNlMsghdr || uint64(h.Len) > uint64(len(b)) {
 				return

@@ -33,6 +33,7 @@ type Watcher struct {
 	reader  reader
 	log     func(error)
 	closed  chan struct{}
+	changed chan struct{} // see Changed
 	ended   sync.WaitGroup
 	once    sync.Once
 }
@@ -64,22 +65,36 @@ const firstRead = 10 * time.Second
 // told to log, at most once a minute and kind: [ErrOverrun], [ErrFull], or an
 // error of the socket. Close ends it.
 func Watch(log func(error)) (*Watcher, error) {
-	w, err := newWatcher(log)
+	w, err := openWatcher(log)
+	if err == nil {
+		err = w.start()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("watch addresses and neighbours: %w", err)
 	}
 	return w, nil
 }
 
-func newWatcher(log func(error)) (*Watcher, error) {
+func (w *Watcher) start() error {
+	if err := w.readAll(firstRead); err != nil {
+		w.Close()
+		return err
+	}
+	w.ended.Go(w.run)
+	return nil
+}
+
+// openWatcher returns a watcher that has read nothing yet.
+func openWatcher(log func(error)) (*Watcher, error) {
 	w := &Watcher{
 		own:        newMirror[ownPlace, struct{}](maxAddresses),
 		neighbours: newMirror[uint32, hardware](maxAddresses),
 		log:        log,
 		closed:     make(chan struct{}),
+		changed:    make(chan struct{}, 1),
 	}
 	w.answers.init(time.Now)
-	w.reader.init(time.Now)
+	w.reader.init(time.Now, maxAddresses)
 	w.interfaces.Store(new(map[string]uint32))
 	fd, err := openNetlink(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -87,7 +102,7 @@ func newWatcher(log func(error)) (*Watcher, error) {
 	}
 	w.events = os.NewFile(uintptr(fd), "rtnetlink") // non-blocking, so Close wakes who reads
 	if w.control, err = w.events.SyscallConn(); err == nil {
-		err = subscribe(fd)
+		w.reader.port, err = subscribe(fd)
 	}
 	if err == nil {
 		w.pool, err = newPool(unix.NETLINK_ROUTE)
@@ -96,25 +111,25 @@ func newWatcher(log func(error)) (*Watcher, error) {
 		w.events.Close()
 		return nil, err
 	}
-	if err := w.readAll(firstRead); err != nil {
-		w.Close()
-		return nil, err
-	}
-	w.ended.Go(w.run)
 	return w, nil
 }
 
-// subscribe comes before the first read, so that nothing falls in between.
-func subscribe(fd int) error {
+// subscribe comes before the first read, so that nothing falls in between. It
+// returns the socket's number, by which answers are told from events.
+func subscribe(fd int) (port uint32, err error) {
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, eventBuffer) != nil {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, eventBuffer)
 	}
 	for _, group := range []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_NEIGH} {
 		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group); err != nil {
-			return os.NewSyscallError("setsockopt", err)
+			return 0, os.NewSyscallError("setsockopt", err)
 		}
 	}
-	return nil
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		return 0, os.NewSyscallError("getsockname", err)
+	}
+	return name.(*unix.SockaddrNetlink).Pid, nil
 }
 
 // Close ends the watcher. It may be called more than once.
@@ -123,6 +138,7 @@ func (w *Watcher) Close() {
 		close(w.closed)
 		w.events.Close()
 		w.ended.Wait()
+		close(w.changed)
 		w.pool.close()
 		w.forget()
 	})

@@ -19,6 +19,7 @@ const gatewayCorefile = `. {
         interfaces lan0            # where the clients are
         ttl 1s 1h
         margin 1s
+        private *.shop.example     # as above
     }
     forward . 192.0.2.2
 }
