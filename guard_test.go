@@ -326,11 +326,12 @@ func TestObserverCounts(t *testing.T) {
 	o.Expired(4)
 	o.Failed("read", net.ErrClosed)
 	o.Repaired("rules")
+	o.Withstood()
 	o.Live(7, 9)
 	before.wantMoved(t, map[string]float64{
 		`grant_changes_total{made}`: 3, `grant_changes_total{renewed}`: 2, `grant_changes_total{expired}`: 4,
 		`transaction_grants`: 1, `transaction_duration_seconds`: 1,
-		`kernel_errors_total{read}`: 1, `repairs_total{rules}`: 1,
+		`kernel_errors_total{read}`: 1, `repairs_total{rules}`: 1, `flushes_withstood_total`: 1,
 		`grants{ipv4}`: 7, `grants{ipv6}`: 9,
 	})
 }

@@ -100,7 +100,7 @@ func parseElement(data []byte) (e element, ok bool) {
 // has nothing left of its life.
 func (s *socket) get(table string, k backend.Key) (left time.Duration, found bool, err error) {
 	attrs := appendElements(nil, table, k.Is4(), []element{{key: k}})
-	err = s.request(unix.NFT_MSG_GETSETELEM, 0, attrs, func(data []byte) bool {
+	err = s.request(unix.NFT_MSG_GETSETELEM, 0, unix.NFPROTO_INET, attrs, func(data []byte) bool {
 		parseElements(data, func(e element) { left, found = e.left, true })
 		return true
 	})
@@ -117,7 +117,7 @@ func (s *socket) get(table string, k backend.Key) (left time.Duration, found boo
 func (s *socket) dump(table string, ipv4 bool, each func([]element) (more bool)) error {
 	attrs := appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, table)
 	attrs = appendString(attrs, unix.NFTA_SET_ELEM_LIST_SET, forVersion(setGranted, ipv4))
-	return s.request(unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, attrs, func(data []byte) bool {
+	return s.request(unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, unix.NFPROTO_INET, attrs, func(data []byte) bool {
 		var part []element
 		parseElements(data, func(e element) { part = append(part, e) })
 		return each(part)
