@@ -14,6 +14,7 @@ import (
 func TestFlushIsWithstood(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	kernels[0].prepare(w)
 	c := w.start(corefile(guardBlock("nft-both")))
 	tr := w.traffic()
 	for _, p := range []party{w.self(), w.behind()} {
@@ -53,6 +54,7 @@ func TestFlushIsWithstood(t *testing.T) {
 func TestSecondCoreDNS(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	kernels[0].prepare(w)
 	file := corefile(guardBlock("nft-both"))
 	c := w.start(file)
 	p := w.self()
