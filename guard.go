@@ -231,6 +231,14 @@ func (o *observer) Repaired(what string) {
 	})
 }
 
+// Withstood implements backend.Observer.
+func (o *observer) Withstood() {
+	withstood.Inc()
+	o.repairs.Do(func() {
+		log.Warningf("Somebody else has flushed the ruleset: every table without an owner is gone. Table inet %s has one, and stands", o.settings.Load().table)
+	})
+}
+
 // Enforcing implements backend.Observer.
 func (o *observer) Enforcing(on bool) {
 	o.enforcing.Store(on)

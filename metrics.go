@@ -40,8 +40,10 @@ var (
 		"Operations that the kernel refused.", "operation")
 	repairs = counters("repairs_total",
 		"How often somebody else had removed or changed what is ours, and it was put back.", "part")
+	withstood = promauto.NewCounter(prometheus.CounterOpts(opts("flushes_withstood_total",
+		"How often somebody else has flushed the ruleset, and what is ours has stood it.")))
 	enforcing = promauto.NewGauge(prometheus.GaugeOpts(opts("enforcing",
-		"1 while the rules are in force, else 0.")))
+		"1 while the rules and all grants are in force, else 0.")))
 )
 
 func opts(metric, help string) prometheus.Opts {

@@ -146,7 +146,11 @@ type Observer interface {
 	// the sets, and they have been put back.
 	Repaired(what string)
 
-	// Enforcing: the rules are in force, or no longer are.
+	// Withstood: somebody else has removed the rules of all others, and could
+	// not remove these.
+	Withstood()
+
+	// Enforcing: the rules and all grants are in force, or no longer are.
 	Enforcing(bool)
 }
 

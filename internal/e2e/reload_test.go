@@ -463,7 +463,7 @@ func TestServerBlocksShareOneGuard(t *testing.T) {
 		if after := w.firewall(); after != before {
 			t.Errorf("tables %s: the firewall was\n%s\nand is now\n%s", tables, before, after)
 		}
-		w.flushRuleset()
+		w.nftables(flushRuleset)
 	}
 }
 
