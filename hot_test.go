@@ -20,7 +20,8 @@ func hotAnswer(tb testing.TB, records ...string) func() {
 	next := plugin.HandlerFunc(func(_ context.Context, w dns.ResponseWriter, _ *dns.Msg) (int, error) {
 		return dns.RcodeSuccess, w.WriteMsg(answer)
 	})
-	g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, nil, time.Now)
+	now := time.Now() // and it stands still: later, the grant would be renewed
+	g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, nil, func() time.Time { return now })
 	benchArm(g)
 	h := &Handler{Next: next, guard: g, policy: &defaultPolicy}
 	ctx := context.Background()

@@ -126,8 +126,8 @@ func (k Key) Is4() bool {
 // guard on every answer.
 type InForce = expiry.Table[Key]
 
-// Observer hears what a backend does. Its methods are called from the backend's
-// own goroutine and must not block.
+// Observer hears what a backend does. Its methods are called one at a time, from
+// the backend's goroutines and those of its callers, and must not block.
 type Observer interface {
 	// Committed: one transaction, with so many grants made and renewed and so
 	// many removals, was acknowledged after took.

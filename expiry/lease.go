@@ -12,7 +12,8 @@ const Slack = renewal + Removal
 
 const (
 	// renewal is how far a grant may be ahead of its answer, so that an answer
-	// whose TTL never falls, as from a zone file, renews it now and then only.
+	// whose TTL never falls, as from a zone file, renews it ten times a second at
+	// most.
 	renewal = 100 * time.Millisecond
 
 	// Removal is the time at the end of a grant's life in the kernel in which

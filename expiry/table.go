@@ -202,10 +202,20 @@ func (t *Table[K]) Due(now time.Time, limit int, buf []Ended[K]) []Ended[K] {
 // Clear empties the table and returns what was in it. Writer only.
 func (t *Table[K]) Clear() []Ended[K] {
 	var all []Ended[K]
-	for k, until := range t.All() {
-		all = append(all, Ended[K]{k, until})
-		t.Delete(k)
+	for i := range t.shards {
+		s := &t.shards[i]
+		s.mu.Lock()
+		for _, i := range s.index {
+			for ; i != 0; i = t.nodes.at(i).same {
+				n := t.nodes.at(i)
+				all = append(all, Ended[K]{n.key, t.epoch.Add(n.entry.until())})
+			}
+		}
+		s.index = make(map[uint64]uint32)
+		s.mu.Unlock()
 	}
+	// No reader has the number of a node any more.
+	t.nodes, t.wheel.slots = nodes[K]{}, [turn]uint32{}
 	return all
 }
 

@@ -453,3 +453,63 @@ func TestReadersBesideTheWriter(t *testing.T) {
 	close(stop)
 	readers.Wait()
 }
+
+// However often the table is cleared, it keeps no memory of what was in it.
+func TestClearGivesBackMemory(t *testing.T) {
+	table := NewTable[int](epoch)
+	now := time.Duration(0)
+	for range 20 {
+		for i := range 10_000 {
+			table.Set(i, after(now+time.Hour))
+		}
+		if n := len(table.Clear()); n != 10_000 {
+			t.Fatalf("%d keys were there", n)
+		}
+		now += time.Second
+		if due := table.Due(after(now), all, nil); len(due) > 0 {
+			t.Fatalf("%d keys are due", len(due))
+		}
+	}
+	if n := table.nodes.made; n > 10_000 {
+		t.Errorf("%d nodes for 10,000 keys", n)
+	}
+}
+
+// Readers may go on while the table is cleared; keys that share a hash do not
+// get in each other's way.
+func TestReadersBesideClear(t *testing.T) {
+	table := NewTable[int](epoch)
+	table.sameHash = ^uint64(0x7f)
+	stop := make(chan struct{})
+	var readers sync.WaitGroup
+	for range 4 {
+		readers.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				table.Covers(i%3000, epoch)
+				for k, until := range table.All() {
+					if !until.After(epoch) {
+						t.Error(k, until)
+					}
+				}
+			}
+		})
+	}
+	now := time.Second
+	for i := range 20_000 {
+		table.Set(i*7%3000, after(now+time.Duration(1+i%5000)*time.Millisecond))
+		if i%3000 == 0 {
+			table.Clear()
+		}
+		if i%10 == 0 {
+			now += 30 * time.Millisecond
+			table.Due(after(now), 30, nil)
+		}
+	}
+	close(stop)
+	readers.Wait()
+}

@@ -44,16 +44,16 @@ type node[K comparable] struct {
 	entry entry
 	same  uint32 // the next node whose key has the same hash
 
-	// The rest is the writer's alone.
+	// These two are the writer's alone.
 	next    uint32 // in its slot of the wheel, or in the list of unused ones
 	deleted bool   // it only waits for its slot
 
 	key K
 }
 
-// nodes are numbered from 1. They come in blocks, so that few are kept that are
+// nodes are numbered from 1. They come in blocks, so that few are made that are
 // not in use, and none ever moves: a reader that has a number from an index may
-// look, while the writer makes more.
+// look, while the writer makes more. Blocks are not given back but by clearing.
 type nodes[K comparable] struct {
 	blocks [maxBlocks]*[perBlock]node[K]
 	made   uint32

@@ -1,6 +1,9 @@
 package nft
 
 import (
+	"context"
+	"errors"
+	"sync"
 	"testing"
 	"time"
 
@@ -11,6 +14,7 @@ import (
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/backend/backendtest"
+	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
 )
 
 func named(set string, table *nftables.Table) *nftables.Set {
@@ -275,4 +279,102 @@ func TestCloseAfterTheTableWasDeleted(t *testing.T) {
 	if p, err := readTable(backendtest.Rules().Table); err != nil || p.exists {
 		t.Errorf("the table is still there (%v)", err)
 	}
+}
+
+// Answers in flight while others flush and the backend is closed: all return.
+func TestCloseWhileOthersFlush(t *testing.T) {
+	b := New(expiry.NewTable[backend.Key](time.Now()), backendtest.Quiet{})
+	if err := b.Open(backendtest.Rules()); err != nil {
+		t.Fatal(err)
+	}
+	var callers sync.WaitGroup
+	for caller := range 16 {
+		callers.Go(func() {
+			for i := 0; ; i++ {
+				grants := backendtest.Grants(time.Now().Add(time.Hour), backendtest.Addrs(caller*10000+i, 2)...)
+				if err := b.Grant(context.Background(), grants, 300*time.Millisecond); errors.Is(err, backend.ErrClosed) {
+					return
+				}
+			}
+		})
+	}
+	for range 5 {
+		time.Sleep(60 * time.Millisecond)
+		foreign(t, func(c *nftables.Conn, _ *nftables.Table) { c.FlushRuleset() })
+	}
+	if err := b.Close(backend.Remove); err != nil {
+		t.Error(err)
+	}
+	callers.Wait() // for ever, if one is forgotten
+}
+
+// The connection breaks in the middle of a batch and cannot be opened again: the
+// rest of the batch is refused.
+func TestNoConnectionInTheMiddleOfABatch(t *testing.T) {
+	b := newBackend(t)
+	rules := backendtest.Rules()
+	if err := b.Open(rules); err != nil {
+		t.Fatal(err)
+	}
+	b.turn.Lock()
+	defer b.endTurn()
+	b.writer.broken = errors.New("no connection")
+	connection := b.writer.socket
+	b.writer.socket = nil
+	defer func() { b.writer.socket, b.writer.retryAt = connection, time.Time{} }()
+	var reqs []*request
+	for i := range 4 {
+		reqs = append(reqs, &request{grants: backendtest.Grants(time.Now().Add(time.Hour), backendtest.Addrs(i, 1)...), done: make(chan error, 1)})
+	}
+	b.writer.commit(reqs)
+	for _, r := range reqs {
+		if err := <-r.done; err != b.writer.broken {
+			t.Errorf("got %v", err)
+		}
+	}
+}
+
+// What is read back of an earlier process, after its set has gone, is not taken in.
+func TestAdoptionAfterTheSetIsGone(t *testing.T) {
+	g := openBackend(t) // for everyone only
+	until := time.Now().Add(time.Hour)
+	g.grant(until, 0, 100)
+	var stale []element
+	for _, a := range backendtest.Addrs(1000, 500) {
+		stale = append(stale, element{backend.Scope{Holder: backend.Machine}.Key(a), time.Hour})
+	}
+	_ = g.do(func(w *writer) error { w.adoptPart(stale, time.Now()); return nil })
+	foreign(t, func(c *nftables.Conn, table *nftables.Table) {
+		for _, ipv4 := range []bool{true, false} {
+			c.FlushSet(named(forVersion(setGranted, ipv4), table))
+		}
+	})
+	backendtest.Eventually(t, "the grants are back", func() bool { return g.keeps(until, 0, 100) })
+}
+
+// While very many grants are put back, somebody flushes a chain: its rules do not
+// wait for the grants.
+func TestRulesComeBackBeforeManyGrants(t *testing.T) {
+	g := &guarded{t, nil, &diary{}}
+	g.Backend = observed(t, g.diary)
+	rules := backendtest.Rules()
+	rules.MaxGrants = 1 << 20
+	if err := g.Open(rules); err != nil {
+		t.Fatal(err)
+	}
+	const n = 200_000
+	for i := 0; i < n; i += 4000 {
+		g.grant(time.Now().Add(time.Hour), i, 4000)
+	}
+	foreign(t, func(c *nftables.Conn, table *nftables.Table) {
+		for _, ipv4 := range []bool{true, false} {
+			c.FlushSet(named(forVersion(setGranted, ipv4), table))
+		}
+	})
+	backendtest.Eventually(t, "it is noticed", func() bool { return g.count("repaired: grants") > 0 })
+	foreign(t, func(c *nftables.Conn, table *nftables.Table) { c.FlushChain(outputChain(table)) })
+	backendtest.Eventually(t, "the rules are back", func() bool { return g.count("repaired: rules") > 0 })
+	left := 0
+	_ = g.do(func(w *writer) error { left = len(w.restore); return nil })
+	t.Logf("%d grants are still to come", left)
 }

@@ -172,7 +172,7 @@ func (s *grantSet) match() match {
 	if s.who == nil {
 		return match{text: name + " @" + s.name, exprs: append(exprs[:2:2], to, lookup)}
 	}
-	// Registers of four bytes: the first follows on register 1, of sixteen.
+	// The address goes into the first free register of four bytes.
 	next := *to.(*expr.Payload)
 	next.DestRegister = firstRegister32 + uint32(align(s.who.size)/4)
 	text := s.who.text + " . " + name + " @" + s.name

@@ -1,5 +1,5 @@
 // Package nft enforces grants with nftables: one table with the guard's rules
-// and two sets whose elements the kernel expires by itself.
+// and sets of grants whose elements the kernel expires by itself.
 package nft
 
 import (
@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -125,15 +126,14 @@ func (b *Backend) Grant(ctx context.Context, grants []backend.Grant, within time
 		return err
 	}
 	if b.turn.TryLock() {
-		b.writer.serve()
-		b.endTurn()
+		b.lead()
 		select {
 		case err := <-r.done:
 			return err
 		default: // others came first
 		}
 	}
-	if ctx.Done() == nil { // most are so, and half as dear
+	if ctx.Done() == nil { // most have none, and a plain receive costs half as much
 		return <-r.done
 	}
 	select {
@@ -142,6 +142,19 @@ func (b *Backend) Grant(ctx context.Context, grants []backend.Grant, within time
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// lead commits what is pending. A panic ends the process, as it would in run:
+// CoreDNS recovers from those of queries, and nobody would have the turn again.
+func (b *Backend) lead() {
+	defer func() {
+		if r := recover(); r != nil {
+			go panic(fmt.Sprintf("%v\n%s", r, debug.Stack()))
+			select {}
+		}
+	}()
+	b.writer.serve()
+	b.endTurn()
 }
 
 // enqueue lets whoever has the turn next find the request.

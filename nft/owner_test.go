@@ -117,7 +117,7 @@ func (g *guarded) seesOthers(n int) {
 func TestOrphanIsClaimed(t *testing.T) {
 	for name, rules := range map[string]backend.Rules{
 		"the same rules": backendtest.Rules(),
-		"fewer chains":   {Table: backendtest.Rules().Table, Local: true, MaxGrants: backendtest.Rules().MaxGrants},
+		"fewer chains":   {Table: backendtest.Rules().Table, Local: true, LocalHolders: everyone, MaxGrants: backendtest.Rules().MaxGrants},
 	} {
 		t.Run(name, func(t *testing.T) {
 			until := time.Now().Add(time.Hour)

@@ -3,7 +3,6 @@ package nft
 import (
 	"errors"
 	"runtime"
-
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,7 +20,8 @@ import (
 // It works from belief: a key that the table of what is in force holds is in the
 // kernel, any other is not. Additions say EXCL and removals fail on what is
 // absent, so a wrong belief fails the transaction; it is then done once more
-// carefully, asking the kernel for each key first. So nobody has to know what an
+// carefully, asking the kernel for each key first. Entries in doubt (adopted, or
+// since before somebody else's change) are always looked up. So nobody has to know what an
 // earlier process, or somebody else, has left behind.
 type writer struct {
 	*Backend
@@ -48,7 +48,7 @@ type writer struct {
 	free    []uint64 // handles of the tables without an owner
 }
 
-// A transaction of some 1,000 elements takes a millisecond; a larger one gains
+// A transaction of some 1,000 elements takes half a millisecond; a larger one gains
 // nothing, and others wait longer.
 const perTransaction = 1000
 
@@ -110,6 +110,9 @@ func (w *writer) sweep() {
 			w.restore = append(w.restore, tried...) // later, after the others
 			return
 		}
+		if w.suspect {
+			w.verify() // nobody else does before all is put back
+		}
 		w.serve()
 	}
 }
@@ -134,6 +137,9 @@ func (w *writer) try(reqs []*request) error {
 	var err error
 	careful := false
 	for range 4 {
+		if w.broken != nil {
+			return w.broken // and there may be no socket
+		}
 		err = w.transact(reqs, careful)
 		switch {
 		case err == nil:

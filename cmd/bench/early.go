@@ -37,7 +37,7 @@ func early(b *bench) error {
 	}
 
 	total := uint64(pick(b, 1_000_000, 60_000))
-	var sent, lost uint64
+	var sent uint64
 	for _, window := range []int{1, 8, 64} {
 		l := load{ttl: 5, window: window, numbers: never, count: total/3 + total%3*uint64(1/window), probe: true}
 		_, r, err := measure(s, l)
@@ -45,10 +45,13 @@ func early(b *bench) error {
 			return err
 		}
 		sent += r.Probes
-		lost += sent - min(sink.await(sent), sent)
+		arrived := sink.await(sent)
 		after, err := rejected(s.Host)
 		if err != nil {
 			return err
+		}
+		if arrived+after-before != sent {
+			return fmt.Errorf("of %d packets %d arrived and %d were refused", sent, arrived, after-before)
 		}
 		b.report.sample("early", fmt.Sprintf("window %d", window), sample{
 			PerSecond: r.perSecond(), Sent: r.Probes, Bad: after - before, More: map[string]float64{"arrived": float64(sink.arrived())}})

@@ -34,7 +34,7 @@ var experiments = []experiment{
 	{"latency", "one held answer at a time", latency},
 	{"early", "packets that follow an answer at once", early},
 	{"grantcost", "the kernel's time for a grant, by how many answers wait", grantCost},
-	{"grants", "the same beside 1,000,000 live grants", grants},
+	{"grants", "hot and cold beside 1,000,000 live grants", grants},
 	{"memory", "what 1,000,000 live grants cost the process", memory},
 	{"restart", "reload and restart with 1,000,000 live grants", restart},
 	{"tcp", "new TCP connections through 1,000,000 grants", connections},
@@ -74,7 +74,7 @@ func run() error {
 	flag.BoolVar(&b.quick, "quick", false, "a first look: fewer and shorter runs")
 	flag.IntVar(&b.rounds, "rounds", 0, "runs of each of the programs compared (61; 9 with -quick)")
 	flag.StringVar(&only, "run", "", "experiments, separated by commas; all when left out")
-	flag.StringVar(&b.profile, "profile", "", "a folder for CPU profiles of the guard in hot and cold")
+	flag.StringVar(&b.profile, "profile", "", "a folder for CPU profiles of the guard, and of CoreDNS without it, in hot and cold")
 	flag.StringVar(&b.against, "against", "", "another build of ours, to see what a change is worth in hot, cold and latency")
 	flag.StringVar(&guardMode, "mode", guardMode, "the guard's mode")
 	flag.StringVar(&results, "out", "bench-results", "the folder for raw results")
