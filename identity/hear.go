@@ -75,6 +75,7 @@ func (w *Watcher) hearAddress(typ uint16, body []byte, from source) {
 	if !hasLocal {
 		return
 	}
+	defer w.signal()
 	place := ownPlace{index: binary.NativeEndian.Uint32(body[4:]), bits: body[1], peer: address}
 	tentative := flags&unix.IFA_F_TENTATIVE != 0 && flags&unix.IFA_F_OPTIMISTIC == 0
 	if typ == unix.RTM_DELADDR || tentative || flags&unix.IFA_F_DADFAILED != 0 {

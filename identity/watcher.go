@@ -33,6 +33,7 @@ type Watcher struct {
 	reader  reader
 	log     func(error)
 	closed  chan struct{}
+	changed chan struct{} // see Changed
 	ended   sync.WaitGroup
 	once    sync.Once
 }
@@ -90,6 +91,7 @@ func openWatcher(log func(error)) (*Watcher, error) {
 		neighbours: newMirror[uint32, hardware](maxAddresses),
 		log:        log,
 		closed:     make(chan struct{}),
+		changed:    make(chan struct{}, 1),
 	}
 	w.answers.init(time.Now)
 	w.reader.init(time.Now, maxAddresses)
@@ -136,6 +138,7 @@ func (w *Watcher) Close() {
 		close(w.closed)
 		w.events.Close()
 		w.ended.Wait()
+		close(w.changed)
 		w.pool.close()
 		w.forget()
 	})
