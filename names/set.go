@@ -8,29 +8,38 @@ import (
 )
 
 // A set holds strings of at most 255 bytes in little more memory than their
-// bytes. They lie one after the other, each behind its length, in the order of
-// the bucket that their hash falls into, and an index says where each bucket
-// begins. So a look costs one miss of the processor's cache in the strings and
-// mostly none in the index, which is small; a Go map takes two and a half times the memory.
+// bytes: a Go map takes more than twice as much. They lie one after the other,
+// each behind its length, in the order of the bucket that their hash falls into.
+// An index says where each bucket begins, and which of 32 classes of hashes are
+// in it. So the index, which is small enough for the processor's caches, answers
+// for nearly all strings that are not there; another costs one visit to memory.
 type set struct {
 	seed   maphash.Seed // random, so that nobody can aim names at one bucket
-	start  []uint32     // of each bucket in packed, and the end
+	index  []entry      // one a bucket, and one for the end
 	packed []byte
 }
+
+// An entry has a bucket's start in its lower half, and bit n of the upper half
+// is set if the bucket has a hash of class n.
+type entry uint64
 
 const perBucket = 2 // on average
 
 func (s *set) has(key []byte) bool {
-	if len(s.start) == 0 {
+	if len(s.index) == 0 {
 		return false
 	}
-	b := s.bucket(key)
-	return contains(s.packed[s.start[b]:s.start[b+1]], key)
+	bucket, class := s.place(key)
+	e := s.index[bucket]
+	return e&class != 0 && contains(s.packed[uint32(e):uint32(s.index[bucket+1])], key)
 }
 
-func (s *set) bucket(key []byte) uint64 {
-	b, _ := bits.Mul64(maphash.Bytes(s.seed, key), uint64(len(s.start)-1))
-	return b
+// place says where a key belongs: the bucket is from the upper bits of its hash,
+// the class from the lower ones.
+func (s *set) place(key []byte) (bucket uint64, class entry) {
+	hash := maphash.Bytes(s.seed, key)
+	bucket, _ = bits.Mul64(hash, uint64(len(s.index)-1))
+	return bucket, 1 << (32 + hash%32)
 }
 
 func contains(bucket, key []byte) bool {
@@ -75,43 +84,47 @@ func (b *setBuilder) set() (s set, different int, err error) {
 	}
 	s = set{
 		seed:   maphash.MakeSeed(),
-		start:  make([]uint32, 1+(b.keys+perBucket-1)/perBucket),
+		index:  make([]entry, 1+(b.keys+perBucket-1)/perBucket),
 		packed: make([]byte, b.bytes),
 	}
+	start := make([]uint32, len(s.index)) // of each bucket, with room for all its keys
 	for _, piece := range b.pieces {
-		eachKey(piece, func(key []byte) { s.start[1+s.bucket(key)] += uint32(1 + len(key)) })
+		eachKey(piece, func(key []byte) {
+			bucket, _ := s.place(key)
+			start[1+bucket] += uint32(1 + len(key))
+		})
 	}
-	for i := 1; i < len(s.start); i++ {
-		s.start[i] += s.start[i-1]
+	for i := 1; i < len(start); i++ {
+		start[i] += start[i-1]
 	}
-	end := append([]uint32(nil), s.start[:len(s.start)-1]...) // how far each bucket is filled
+	end := append([]uint32(nil), start[:len(start)-1]...) // how far each is filled
 	for i, piece := range b.pieces {
 		eachKey(piece, func(key []byte) {
-			bucket := s.bucket(key)
+			bucket, class := s.place(key)
 			at := end[bucket]
-			if contains(s.packed[s.start[bucket]:at], key) {
+			if contains(s.packed[start[bucket]:at], key) {
 				return
 			}
 			different++
+			s.index[bucket] |= class
 			s.packed[at] = byte(len(key))
 			end[bucket] += 1 + uint32(copy(s.packed[at+1:], key))
 		})
 		b.pieces[i] = nil
 	}
 	*b = setBuilder{}
-	s.closeGaps(end)
+	s.closeGaps(start, end)
 	return s, different, nil
 }
 
 // closeGaps takes out the room that keys given twice would have had.
-func (s *set) closeGaps(end []uint32) {
+func (s *set) closeGaps(start, end []uint32) {
 	size := uint32(0)
 	for b := range end {
-		from := s.start[b]
-		s.start[b] = size
-		size += uint32(copy(s.packed[size:], s.packed[from:end[b]]))
+		s.index[b] |= entry(size)
+		size += uint32(copy(s.packed[size:], s.packed[start[b]:end[b]]))
 	}
-	s.start[len(end)] = size
+	s.index[len(end)] = entry(size)
 	if int(size) < len(s.packed) {
 		s.packed = append([]byte(nil), s.packed[:size]...)
 	}

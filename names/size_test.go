@@ -109,11 +109,11 @@ func (s repeat) Read(p []byte) (int, error) {
 func BenchmarkMatch(b *testing.B) {
 	const queries = 1 << 18 // more than caches hold of the list, and they come in order as to be in the cache themselves
 	names := func(front string, from int) []string {
-		all := make([]string, queries)
-		for i := range all {
-			all[i] = front + nth(from+i*7919%million) + "."
+		var text strings.Builder
+		for i := range queries {
+			text.WriteString(front + nth(from+i*7919%million) + ".\n")
 		}
-		return all
+		return strings.Split(strings.TrimSpace(text.String()), "\n")
 	}
 	deepest := strings.Repeat("a.", 127)
 	hostile := make([]string, 127)
@@ -138,6 +138,7 @@ func BenchmarkMatch(b *testing.B) {
 		asked []string
 		want  bool
 	}{
+		{"exact/hot", func() *List { return many(b, million, "") }, names("", 0)[:64], true},
 		{"exact/hit", func() *List { return many(b, million, "") }, names("", 0), true},
 		{"exact/miss", func() *List { return many(b, million, "") }, names("", million), false},
 		{"below/hit", func() *List { return many(b, million, "**.") }, names("www.", 0), true},
