@@ -27,15 +27,15 @@ type surroundings interface {
 	Close()
 }
 
-// scope is whose grants the answer to a question makes, or needed is false if
-// nothing has to be opened for whoever asks. The guard is armed.
-func (g *guard) scope(remote net.Addr, request *dns.Msg) (scope backend.Scope, needed bool) {
+// scope is whose grants the answer to a question makes. The guard is armed. What
+// a gateway asks for itself is kept, for a reload that guards it as well.
+func (g *guard) scope(remote net.Addr, request *dns.Msg) backend.Scope {
 	s := g.settings.Load()
 	switch {
+	case s.scope == scopeAny && s.gateway(), g.closed.Load():
+		return backend.Scope{}
 	case !s.gateway():
-		return backend.Scope{Holder: backend.Machine}, true
-	case s.scope == scopeAny:
-		return backend.Scope{}, true
+		return backend.Scope{Holder: backend.Machine}
 	}
 	addr := addrOf(remote)
 	if len(s.forwarders) > 0 && contains(s.forwarders, addr) {
@@ -45,13 +45,13 @@ func (g *guard) scope(remote net.Addr, request *dns.Msg) (scope backend.Scope, n
 	}
 	switch {
 	case !addr.IsValid(), g.around.Own(addr):
-		return backend.Scope{Holder: backend.Machine}, s.local()
+		return backend.Scope{Holder: backend.Machine}
 	case addr.IsLinkLocalUnicast(), contains(*g.onLink.Load(), addr):
 		if hw, ok := g.around.Find(addr); ok {
-			return backend.LinkScope(hw), true
+			return backend.LinkScope(hw)
 		}
 	}
-	return backend.ClientScope(addr.WithZone("")), true
+	return backend.ClientScope(addr.WithZone(""))
 }
 
 // addrOf is the IP address of a client, without a zone unless it needs one.

@@ -64,6 +64,9 @@ func (s *settings) rules(onLink []netip.Prefix) backend.Rules {
 		// Grants from before a reload that widened the scope go on.
 		local, gateway = append(local, backend.Everyone), append(gateway, backend.Everyone)
 	}
+	if !s.gateway() {
+		gateway = nil // whoever asks a server, asks for it
+	}
 	return backend.Rules{
 		LocalHolders: local, GatewayHolders: gateway,
 		Table: s.table, Local: s.local(), Gateway: s.gateway(),

@@ -33,6 +33,7 @@ type guard struct {
 
 	up        chan struct{} // closed when it is armed first
 	enforcing atomic.Bool   // the rules stand in the kernel
+	closed    atomic.Bool   // nothing is granted any more
 	removed   atomic.Bool   // on_exit remove has been carried out: nothing is guarded
 
 	failures rate.Sometimes // for the log
@@ -122,12 +123,13 @@ func (g *guard) armed() bool { return g.settings.Load() != &defaultSettings }
 // when nothing is refused any more.
 func (g *guard) close() error {
 	leave := g.settings.Load().onExit
-	if g.around != nil {
-		g.around.Close()
-	}
 	err := g.backend.Close(leave)
 	if err == nil && leave == backend.Remove {
 		g.removed.Store(true)
+	}
+	g.closed.Store(true) // before nobody knows any more who asks
+	if g.around != nil {
+		g.around.Close()
 	}
 	return err
 }

@@ -70,11 +70,11 @@ func (q *query) permitted(m *dns.Msg) (*dns.Msg, error) {
 	if err := g.await(q.Context); err != nil {
 		return nil, err
 	}
-	scope, needed := g.scope(q.RemoteAddr(), q.request)
+	scope := g.scope(q.RemoteAddr(), q.request)
 	m = q.strip(m, scope)
 	var few [8]target
 	targets, err := readAnswer(q.question, m, few[:0])
-	if err != nil || len(targets) == 0 || !needed {
+	if err != nil || len(targets) == 0 {
 		return m, err
 	}
 	return m, g.permit(q.Context, scope, targets)

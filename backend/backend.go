@@ -79,9 +79,10 @@ type Rules struct {
 	MaxGrants int
 }
 
-// Know reports whether grants of such holders open anything.
+// Know reports whether such holders have grants, be it for a chain that only a
+// reload brings.
 func (r *Rules) Know(h Holder) bool {
-	return r.Local && slices.Contains(r.LocalHolders, h) || r.Gateway && slices.Contains(r.GatewayHolders, h)
+	return slices.Contains(r.LocalHolders, h) || slices.Contains(r.GatewayHolders, h)
 }
 
 // Grantable returns ErrScope, in words, if there cannot be such a grant.

@@ -336,7 +336,7 @@ func TestNoConnectionInTheMiddleOfABatch(t *testing.T) {
 
 // What is read back of an earlier process, after its set has gone, is not taken in.
 func TestAdoptionAfterTheSetIsGone(t *testing.T) {
-	g := openBackend(t) // for everyone only
+	g := openOwnerless(t) // for everyone only
 	until := time.Now().Add(time.Hour)
 	g.grant(until, 0, 100)
 	var stale []element
@@ -355,13 +355,9 @@ func TestAdoptionAfterTheSetIsGone(t *testing.T) {
 // While very many grants are put back, somebody flushes a chain: its rules do not
 // wait for the grants.
 func TestRulesComeBackBeforeManyGrants(t *testing.T) {
-	g := &guarded{t, nil, &diary{}}
-	g.Backend = observed(t, g.diary)
 	rules := backendtest.Rules()
 	rules.MaxGrants = 1 << 20
-	if err := g.Open(rules); err != nil {
-		t.Fatal(err)
-	}
+	g := open(t, ownerless, rules)
 	const n = 200_000
 	for i := 0; i < n; i += 4000 {
 		g.grant(time.Now().Add(time.Hour), i, 4000)

@@ -31,7 +31,7 @@ var emptied = []change{
 		return c.Flush()
 	}},
 	{"grants flushed", func(c *nftables.Conn) error {
-		c.FlushSet(&nftables.Set{Name: "granted4", Table: ours})
+		c.FlushSet(&nftables.Set{Name: "granted-local4", Table: ours})
 		return c.Flush()
 	}},
 }
@@ -48,7 +48,7 @@ var kernels = []kernel{
 		{"table deleted", deleteTable},
 		{"ruleset flushed", flushRuleset},
 		{"element added", func(c *nftables.Conn) error {
-			if err := c.SetAddElements(&nftables.Set{Name: "granted4", Table: ours, HasTimeout: true, KeyType: nftables.TypeIPAddr},
+			if err := c.SetAddElements(&nftables.Set{Name: "granted-local4", Table: ours, HasTimeout: true, KeyType: nftables.TypeIPAddr},
 				[]nftables.SetElement{{Key: net.ParseIP(stranger4).To4(), Timeout: time.Hour}}); err != nil {
 				return err
 			}

@@ -416,8 +416,8 @@ func TestServerBlocksShareOneGuard(t *testing.T) {
 	block := func(port int, directive string) string {
 		return fmt.Sprintf(".:%d {\n errors\n %s\n forward . %s\n}\n", port, withExamples(directive), resolver4)
 	}
-	const settings = "ipdestinationguard {\n mode nft-both\n allowedIPs " + resolver4 + " 198.18.200.1\n margin 10s\n}"
-	const same = "ipdestinationguard {\n allowedIPs 198.18.200.1/32\n allowedIPs 192.0.2.2 192.0.2.2\n mode nft-both\n margin 10s\n ttl 60s 24h\n}"
+	const settings = "ipdestinationguard {\n mode nft-both\n allowedIPs " + resolver4 + " 198.18.200.1\n scope any\n margin 10s\n}"
+	const same = "ipdestinationguard {\n allowedIPs 198.18.200.1/32\n allowedIPs 192.0.2.2 192.0.2.2\n mode nft-both\n scope any\n margin 10s\n ttl 60s 24h\n}"
 	good := block(5351, "ipdestinationguard") + block(53, settings) + block(5353, "ipdestinationguard") + block(5354, same) + block(5355, "")
 	c := w.start(good)
 	for i, port := range []string{"53", "5351", "5353", "5354"} {
