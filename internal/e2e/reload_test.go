@@ -438,7 +438,7 @@ func TestServerBlocksShareOneGuard(t *testing.T) {
 	before := w.firewall()
 	told := func(text string) {
 		t.Helper()
-		for _, part := range []string{"margin 11s at ", "contradicts 10s at ", "Corefile:44", "Corefile:10"} {
+		for _, part := range []string{"margin 11s at ", "contradicts 10s at ", "Corefile:46", "Corefile:10"} {
 			if !strings.Contains(text, part) {
 				t.Errorf("nothing is said of %q: %s", part, text)
 			}
