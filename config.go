@@ -21,6 +21,7 @@ type settings struct {
 	allowedGateway []netip.Prefix
 	interfaces     []string
 	scope          string
+	dnsPorts       bool // grants open them
 	forwarders     []netip.Prefix
 	lease          expiry.Lease
 	hold           time.Duration
@@ -71,7 +72,7 @@ func (s *settings) rules(onLink []netip.Prefix) backend.Rules {
 		LocalHolders: local, GatewayHolders: gateway,
 		Table: s.table, Local: s.local(), Gateway: s.gateway(),
 		Allowed: s.allowed, AllowedLocal: s.allowedLocal, AllowedGateway: s.allowedGateway,
-		OnLink: onLink, Interfaces: s.interfaces, MaxGrants: maxGrants,
+		DNSPorts: s.dnsPorts, OnLink: onLink, Interfaces: s.interfaces, MaxGrants: maxGrants,
 	}
 }
 
@@ -90,6 +91,7 @@ func (s *settings) contradiction(other *settings) string {
 		{"allowedGatewayIPs", sameRanges(s.allowedGateway, other.allowedGateway), s.allowedGateway, other.allowedGateway},
 		{"interfaces", sameNames(s.interfaces, other.interfaces), s.interfaces, other.interfaces},
 		{"scope", s.scope == other.scope, s.scope, other.scope},
+		{"dns_ports", s.dnsPorts == other.dnsPorts, dnsPortsText(s.dnsPorts), dnsPortsText(other.dnsPorts)},
 		{"trusted_forwarder", sameRanges(s.forwarders, other.forwarders), s.forwarders, other.forwarders},
 		{"margin", s.lease.Margin == other.lease.Margin, s.lease.Margin, other.lease.Margin},
 		{"ttl", s.lease.Floor == other.lease.Floor && s.lease.Ceiling == other.lease.Ceiling,
@@ -104,6 +106,13 @@ func (s *settings) contradiction(other *settings) string {
 		}
 	}
 	return ""
+}
+
+func dnsPortsText(open bool) string {
+	if open {
+		return "open"
+	}
+	return "closed"
 }
 
 func leaveText(l backend.Leave) string {

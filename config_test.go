@@ -37,6 +37,9 @@ func settingsText(s *settings) string {
 	if s.scope == scopeClient != s.gateway() {
 		line("scope", s.scope)
 	}
+	if s.dnsPorts {
+		line("dns_ports", "open")
+	}
 	if len(s.forwarders) > 0 {
 		line("trusted_forwarder", s.forwarders)
 	}
@@ -170,7 +173,7 @@ func TestParseMistakes(t *testing.T) {
 		{"a mode too many", "ipdestinationguard {\nmode nft-local nft-both\n}",
 			`Testfile:2 - Error during parsing: mode takes one value, not "nft-local nft-both"`},
 		{"unknown option", block + "allowIPs 192.0.2.1\n}",
-			`Testfile:3 - Error during parsing: unknown option "allowIPs": there are allowedGatewayIPs, allowedIPs, allowedLocalIPs, canary, hold, interfaces, margin, mode, on_exit, private, scope, table, trusted_forwarder, ttl`},
+			`Testfile:3 - Error during parsing: unknown option "allowIPs": there are allowedGatewayIPs, allowedIPs, allowedLocalIPs, canary, dns_ports, hold, interfaces, margin, mode, on_exit, private, scope, table, trusted_forwarder, ttl`},
 		{"an option in upper case", block + "Margin 1s\n}",
 			`Testfile:3 - Error during parsing: unknown option "Margin": there are`},
 		{"the directive twice", "ipdestinationguard nft-local\nipdestinationguard nft-local",
@@ -307,6 +310,8 @@ func TestContradiction(t *testing.T) {
 		{"interfaces", "lan0 lan1", "lan0", "interfaces [lan0] at Other:1 contradicts [lan0 lan1] at Testfile:1"},
 		{"scope left out", "hold 1s", "hold 1s\nscope client", ""},
 		{"scope", "hold 1s", "hold 1s\nscope any", "scope any at Other:1 contradicts client at Testfile:1"},
+		{"dns_ports left out", "hold 1s", "hold 1s\ndns_ports closed", ""},
+		{"dns_ports", "hold 1s", "hold 1s\ndns_ports open", "dns_ports open at Other:1 contradicts closed at Testfile:1"},
 		{"trusted_forwarder", "hold 1s", "hold 1s\ntrusted_forwarder 10.0.0.1", "trusted_forwarder [10.0.0.1/32] at Other:1 contradicts [] at Testfile:1"},
 		{"margin", "30s", "31s", "margin 31s at Other:1 contradicts 30s at Testfile:1"},
 		{"floor", "60s", "61s", "ttl 1m1s 24h0m0s at Other:1 contradicts 1m0s 24h0m0s at Testfile:1"},

@@ -115,6 +115,14 @@ var options = map[string]func(*parser, []string) error{
 		}
 		return err
 	},
+	"dns_ports": func(p *parser, args []string) error {
+		text, err := p.only("dns_ports", args)
+		if err == nil && text != "open" && text != "closed" {
+			err = p.Errf("dns_ports %q: it is closed (grants do not open ports 53 and 853) or open", text)
+		}
+		p.dnsPorts = text == "open"
+		return err
+	},
 	"trusted_forwarder": func(p *parser, args []string) error { return p.addPrefixes(&p.forwarders, args) },
 	"margin": func(p *parser, args []string) (err error) {
 		text, err := p.only("margin", args)

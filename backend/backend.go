@@ -75,6 +75,9 @@ type Rules struct {
 	// these; empty means by any.
 	Interfaces []string
 
+	// DNSPorts lets grants open the ports of DNS, 53 and 853, as well.
+	DNSPorts bool
+
 	// MaxGrants is how many grants of each IP version there may be.
 	MaxGrants int
 }

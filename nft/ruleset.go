@@ -74,7 +74,7 @@ func newRuleset(r backend.Rules) ruleset {
 	if r.Local {
 		rs.chains = append(rs.chains, chain{
 			name: chainOutput, hook: nftables.ChainHookOutput,
-			rules: concat(preamble(), dhcpClient(), allowed("allowed-local"), granted(r.LocalHolders), refuse()),
+			rules: concat(preamble(), dhcpClient(), allowed("allowed-local"), granted(r.LocalHolders, r.DNSPorts), refuse()),
 		})
 	}
 	if r.Gateway {
@@ -88,7 +88,7 @@ func newRuleset(r backend.Rules) ruleset {
 		}
 		rs.chains = append(rs.chains, chain{
 			name: chainForward, hook: nftables.ChainHookForward,
-			rules: concat(unguarded, preamble(), allowed("allowed-gateway"), granted(r.GatewayHolders), refuse()),
+			rules: concat(unguarded, preamble(), allowed("allowed-gateway"), granted(r.GatewayHolders, r.DNSPorts), refuse()),
 		})
 	}
 	return rs
@@ -174,9 +174,13 @@ func allowed(chainsOwn string) []rule {
 	return rules
 }
 
-// granted lets through what holders of grants send where they may.
-func granted(holders []backend.Holder) []rule {
+// granted lets through what holders of grants send where they may, but no
+// questions to other resolvers.
+func granted(holders []backend.Holder, dns bool) []rule {
 	var rules []rule
+	if !dns {
+		rules = append(rules, rule{"no DNS answer opens another resolver", []match{tcpOrUDP, dnsPorts}, rejectProhibited})
+	}
 	for i := range grantSets {
 		if slices.Contains(holders, grantSets[i].holder) {
 			rules = append(rules, rule{"opened by a DNS answer", []match{grantSets[i].match()}, accept})

@@ -57,7 +57,7 @@ func goldenRules(t testing.TB) map[string]backend.Rules {
 	both.OnLink = prefixes(t, "192.168.0.0/24", "fd00::/64")
 	both.LocalHolders, both.GatewayHolders = []backend.Holder{backend.Machine}, []backend.Holder{backend.Client, backend.Link}
 
-	everything.Local = true
+	everything.Local, everything.DNSPorts = true, true
 	everything.Allowed = prefixes(t, "0.0.0.0/0", "::/0", "10.0.0.0/8", "2001:db8::/32")
 	return map[string]backend.Rules{"local": local, "gateway": gateway, "both": both, "everything": everything}
 }

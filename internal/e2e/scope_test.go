@@ -196,3 +196,40 @@ func TestTrustedForwarder(t *testing.T) {
 	w.wantShut(routed, byStranger)
 	w.wantOpen(w.client, "tcp", byStranger)
 }
+
+// A grant opens no other resolver, over UDP, TCP or TLS, unless that is wanted;
+// what is allowed without DNS is not affected.
+func TestGrantsOpenNoResolver(t *testing.T) {
+	t.Parallel()
+	for _, open := range []bool{false, true} {
+		option := map[bool]string{false: "", true: " dns_ports open\n"}[open]
+		t.Run("open "+strconv.FormatBool(open), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.start(corefile("ipdestinationguard {\n mode nft-both\n allowedIPs " + resolver4 + "\n" + option + "}"))
+			for _, p := range []party{w.self(), w.behind()} {
+				addr := p.addr4(1)
+				w.lookup(p.Host, p.resolver4, addr, 60)
+				w.wantOpen(p.Host, "tcp", addr)
+				for _, network := range []string{"udp", "tcp"} {
+					m := new(dns.Msg).SetQuestion(nameOf(60, addr), dns.TypeA)
+					if _, err := exchange(p.Host, network, addr, m); (err == nil) != open {
+						t.Errorf("%s: DNS over %s to %s: %v", p.Name(), network, addr, err)
+					}
+					if _, err := exchange(p.Host, network, resolver4, m); err != nil {
+						t.Errorf("%s: DNS over %s to the allowed %s: %v", p.Name(), network, resolver4, err)
+					}
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+				conn, err := p.Host.Dial(ctx, "tcp", net.JoinHostPort(addr, "853")) // nobody listens there
+				cancel()
+				if err == nil {
+					conn.Close()
+				}
+				if refused(err) == open {
+					t.Errorf("%s: port 853: %v", p.Name(), err)
+				}
+			}
+		})
+	}
+}
