@@ -173,7 +173,7 @@ func TestParseMistakes(t *testing.T) {
 		{"a mode too many", "ipdestinationguard {\nmode nft-local nft-both\n}",
 			`Testfile:2 - Error during parsing: mode takes one value, not "nft-local nft-both"`},
 		{"unknown option", block + "allowIPs 192.0.2.1\n}",
-			`Testfile:3 - Error during parsing: unknown option "allowIPs": there are allowedGatewayIPs, allowedIPs, allowedLocalIPs, canary, dns_ports, hold, interfaces, margin, mode, on_exit, private, scope, table, trusted_forwarder, ttl`},
+			`Testfile:3 - Error during parsing: unknown option "allowIPs": there are allowedGatewayIPs, allowedIPs, allowedLocalIPs, canary, dns_ports, except, except_file, hold, interfaces, margin, mode, names, names_file, on_exit, others, private, scope, table, trusted_forwarder, ttl`},
 		{"an option in upper case", block + "Margin 1s\n}",
 			`Testfile:3 - Error during parsing: unknown option "Margin": there are`},
 		{"the directive twice", "ipdestinationguard nft-local\nipdestinationguard nft-local",

@@ -10,9 +10,10 @@ import (
 var (
 	answers = counters("answers_total",
 		"Answers that give addresses, by what became of them: passed at once, held until the kernel had acknowledged, or failed.", "result")
-	answersPassed = answers.WithLabelValues("passed")
-	answersHeld   = answers.WithLabelValues("held")
-	answersFailed = answers.WithLabelValues("failed")
+	answersPassed  = answers.WithLabelValues("passed")
+	answersHeld    = answers.WithLabelValues("held")
+	answersFailed  = answers.WithLabelValues("failed")
+	answersRefused = answers.WithLabelValues("refused")
 
 	addressesStripped = counters("stripped_total",
 		"Addresses taken out of answers because they are not globally reachable, or loopback, metadata or this machine's own.", "reason")

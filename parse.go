@@ -3,6 +3,8 @@ package ipdestinationguard
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -10,6 +12,7 @@ import (
 	"time"
 
 	"github.com/coredns/caddy"
+	"github.com/coredns/coredns/core/dnsserver"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/names"
@@ -27,6 +30,11 @@ func parse(c *caddy.Controller) (*settings, *policy, error) {
 		read = &parser{Controller: c, settings: defaultSettings, policy: defaultPolicy, seen: map[string]bool{}}
 		read.settings.place, read.policy.place = here(c), here(c)
 		if err := read.directive(); err != nil {
+			return nil, nil, err
+		}
+	}
+	if read != nil {
+		if err := read.settleNames(); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -52,6 +60,8 @@ type parser struct {
 	settings
 	policy policy
 	seen   map[string]bool // options given
+
+	patterns, exceptions []string // of names
 }
 
 // sets reports whether the directive says anything of what all blocks share.
@@ -168,6 +178,18 @@ var options = map[string]func(*parser, []string) error{
 		p.table = table
 		return nil
 	},
+	"names":       func(p *parser, args []string) error { p.patterns = append(p.patterns, args...); return nil },
+	"except":      func(p *parser, args []string) error { p.exceptions = append(p.exceptions, args...); return nil },
+	"names_file":  func(p *parser, args []string) error { return p.addFiles(&p.policy.names, args) },
+	"except_file": func(p *parser, args []string) error { return p.addFiles(&p.policy.except, args) },
+	"others": func(p *parser, args []string) error {
+		others, err := p.only("others", args)
+		if err == nil && others != "pass" && others != "refuse" {
+			err = p.Errf("others %q: it is pass (answers for other names open nothing) or refuse (they are REFUSED)", others)
+		}
+		p.policy.refuseOthers = others == "refuse"
+		return err
+	},
 	"private": (*parser).addPrivate,
 	"canary": func(p *parser, args []string) error {
 		canary, err := p.only("canary", args)
@@ -182,10 +204,10 @@ var options = map[string]func(*parser, []string) error{
 	},
 }
 
-var repeatable = map[string]bool{"allowedIPs": true, "allowedLocalIPs": true, "allowedGatewayIPs": true, "interfaces": true, "trusted_forwarder": true, "private": true}
+var repeatable = map[string]bool{"allowedIPs": true, "allowedLocalIPs": true, "allowedGatewayIPs": true, "interfaces": true, "trusted_forwarder": true, "private": true, "names": true, "except": true, "names_file": true, "except_file": true}
 
 // perBlock are the options that each server block has for itself.
-var perBlock = map[string]bool{"private": true, "canary": true}
+var perBlock = map[string]bool{"names": true, "except": true, "names_file": true, "except_file": true, "others": true, "private": true, "canary": true}
 
 // What nft can read back, and the kernel keep (NFT_TABLE_MAXNAMELEN).
 var tableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]*$`)
@@ -273,6 +295,41 @@ func (p *parser) addPrefixes(list *[]netip.Prefix, texts []string) error {
 }
 
 // addPrivate reads names and the networks that they may have addresses of.
+// addFiles takes files of names, which have to be there and right. The server
+// follows them once it starts.
+func (p *parser) addFiles(f *followed, paths []string) error {
+	for _, path := range paths {
+		if root := dnsserver.GetConfig(p.Controller).Root; root != "" && !filepath.IsAbs(path) {
+			path = filepath.Join(root, path)
+		}
+		text, err := os.Open(path)
+		if err != nil {
+			return p.Err(err.Error())
+		}
+		_, err = names.Read(text)
+		text.Close()
+		if err != nil {
+			return p.Errf("%s: %v", path, err)
+		}
+		f.paths = append(f.paths, path)
+	}
+	return nil
+}
+
+// settleNames reads the patterns of all lines together.
+func (p *parser) settleNames() (err error) {
+	if p.policy.names.list, err = names.Parse(p.patterns...); err != nil {
+		return p.Errf("names: %v", err)
+	}
+	if p.policy.except.list, err = names.Parse(p.exceptions...); err != nil {
+		return p.Errf("except: %v", err)
+	}
+	if p.policy.refuseOthers && p.policy.names.empty() && p.policy.except.empty() {
+		return p.Errf("others refuse: which names are not others? Say so with names or except")
+	}
+	return nil
+}
+
 func (p *parser) addPrivate(args []string) (err error) {
 	patterns := args
 	if i := slices.IndexFunc(args, looksNumeric); i >= 0 {

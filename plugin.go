@@ -39,6 +39,12 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 	if !guarded(ctx, r) {
 		return plugin.NextOrFailure(name, h.Next, ctx, w, r)
 	}
+	if !h.policy.opens(r.Question[0].Name) {
+		if h.policy.refuseOthers {
+			return h.refuse(w, r)
+		}
+		return plugin.NextOrFailure(name, h.Next, ctx, w, r)
+	}
 	q := newQuery()
 	q.Context, q.ResponseWriter, q.handler, q.request, q.question = ctx, w, h, r, r.Question[0]
 	rcode, err := h.next(q, r)
@@ -48,6 +54,14 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 		return dns.RcodeSuccess, err
 	}
 	return rcode, err
+}
+
+// refuse answers that the name is none of those that may be asked for.
+func (h *Handler) refuse(w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	answersRefused.Inc()
+	m := new(dns.Msg).SetRcode(r, dns.RcodeRefused)
+	explain(m, r, dns.ExtendedErrorCodeProhibited, "the name is none of those that may be asked for here")
+	return dns.RcodeRefused, w.WriteMsg(m)
 }
 
 // next hands the query on, as plugin.NextOrFailure would, but without the writer

@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/coredns/coredns/plugin"
+
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/names"
 	"github.com/destination-guard/coredns-ip-destination-guard/reach"
@@ -12,14 +14,72 @@ import (
 // policy is what one server block says of its names and of the answers to them;
 // settings are what all blocks have in common.
 type policy struct {
-	private []rule
-	canary  bool // browsers are told to stay with this resolver
+	names, except followed // which names' answers open addresses; all names, if both are empty
+	refuseOthers  bool     // or else the answers for others pass, and open nothing
+	private       []rule
+	canary        bool // browsers are told to stay with this resolver
 
 	place    string   // file:line of the directive
 	warnings []string // each with its place
 }
 
 var defaultPolicy = policy{canary: true}
+
+// followed are names from the Corefile and from files, which are read again when
+// they change.
+type followed struct {
+	list  *names.List
+	paths []string
+	files []*names.File // from when the server starts
+}
+
+func (f *followed) empty() bool { return f.list.Len() == 0 && len(f.paths) == 0 }
+
+func (f *followed) match(name string) bool {
+	if f.list.Match(name) {
+		return true
+	}
+	for _, file := range f.files {
+		if file.List().Match(name) {
+			return true
+		}
+	}
+	return false
+}
+
+// opens reports whether answers for a name open their addresses.
+func (p *policy) opens(name string) bool {
+	return (p.names.empty() || p.names.match(name)) && !p.except.match(name)
+}
+
+// open begins to follow files.
+func (p *policy) open() error {
+	for _, f := range []*followed{&p.names, &p.except} {
+		for _, path := range f.paths {
+			file, err := names.OpenFile(path, func(list *names.List, err error) {
+				if err != nil {
+					log.Errorf("%v: the names of before stay in force", err)
+					return
+				}
+				log.Infof("%s has been read again: %d names", path, list.Len())
+			})
+			if err != nil {
+				_ = p.close()
+				return plugin.Error(name, err)
+			}
+			f.files = append(f.files, file)
+		}
+	}
+	return nil
+}
+
+// close ends the following of files.
+func (p *policy) close() error {
+	for _, file := range slices.Concat(p.names.files, p.except.files) {
+		file.Close()
+	}
+	return nil
+}
 
 // rule lets names have addresses that are not globally reachable.
 type rule struct {

@@ -100,6 +100,8 @@ func setup(c *caddy.Controller) error {
 	if err := gen.add(s, p); err != nil {
 		return plugin.Error(name, err)
 	}
+	c.OnStartup(p.open)
+	c.OnShutdown(p.close)
 	dnsserver.GetConfig(c).AddPlugin(func(next plugin.Handler) plugin.Handler {
 		return &Handler{Next: next, guard: engine(), policy: p}
 	})

@@ -3,7 +3,10 @@ package e2e
 import (
 	"context"
 	"net"
+	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -232,4 +235,42 @@ func TestGrantsOpenNoResolver(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Which names open addresses stands in a file, and may change while the server
+// runs; what others ask for is refused.
+func TestNamesFile(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := w.self()
+	first, second := p.addr4(1), p.addr4(2)
+	file := filepath.Join(t.TempDir(), "names")
+	write := func(addr string) {
+		t.Helper()
+		w.save(file+".new", nameOf(60, addr)+"\n")
+		w.must(os.Rename(file+".new", file))
+	}
+	write(first)
+	c := w.start(corefile("ipdestinationguard {\n mode nft-local\n allowedIPs " + resolver4 + "\n names_file " + file + "\n others refuse\n}"))
+	refused := func(addr string) bool {
+		m, err := w.ask(p.Host, p.resolver4, nameOf(60, addr), dns.TypeA)
+		w.must(err)
+		return m.Rcode == dns.RcodeRefused
+	}
+	w.lookup(p.Host, p.resolver4, first, 60)
+	w.wantOpen(p.Host, "tcp", first)
+	if !refused(second) {
+		t.Error("the other name is not refused")
+	}
+	w.wantShut(p.Host, second)
+	write(second)
+	w.eventually("the file has been read again", func() bool { return !refused(second) })
+	w.wantOpen(p.Host, "tcp", second)
+	if !refused(first) {
+		t.Error("the name that has gone is not refused")
+	}
+	w.must(os.WriteFile(file+".new", []byte("a..b\n"), 0o644))
+	w.must(os.Rename(file+".new", file))
+	w.eventually("the mistake is told", func() bool { return strings.Contains(c.Output(), "the names of before stay in force") })
+	w.lookup(p.Host, p.resolver4, second, 60)
 }
