@@ -1,7 +1,6 @@
 package ipdestinationguard
 
 import (
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
