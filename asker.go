@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/miekg/dns"
 
@@ -56,11 +57,18 @@ func (g *guard) scope(remote net.Addr, request *dns.Msg) backend.Scope {
 
 // addrOf is the IP address of a client, without a zone unless it needs one.
 func addrOf(remote net.Addr) netip.Addr {
-	a, ok := remote.(interface{ AddrPort() netip.AddrPort })
-	if !ok {
+	var ap netip.AddrPort
+	if a, ok := remote.(interface{ AddrPort() netip.AddrPort }); ok {
+		ap = a.AddrPort()
+	} else if remote == nil || !strings.HasPrefix(remote.Network(), "tcp") && !strings.HasPrefix(remote.Network(), "udp") {
 		return netip.Addr{} // a pipe, say: somebody on this machine
+	} else {
+		ap, _ = netip.ParseAddrPort(remote.String()) // proxyproto wraps addresses
 	}
-	return a.AddrPort().Addr().Unmap()
+	if !ap.Addr().IsValid() {
+		return netip.IPv6Unspecified() // DoH loses addresses with a zone: it is somebody, who has no grants
+	}
+	return ap.Addr().Unmap()
 }
 
 func contains(prefixes []netip.Prefix, addr netip.Addr) bool {

@@ -8,6 +8,9 @@ import (
 	"github.com/miekg/dns"
 )
 
+// wrapped is an address as some plugins hand it on.
+type wrapped struct{ net.Addr }
+
 func TestScope(t *testing.T) {
 	udp := func(addr string) net.Addr { return net.UDPAddrFromAddrPort(netip.MustParseAddrPort(addr)) }
 	tcp := func(addr string) net.Addr { return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(addr)) }
@@ -32,6 +35,8 @@ func TestScope(t *testing.T) {
 		{"the gateway asks for itself", gateway, udp("127.0.0.1:1000"), "", "this machine"},
 		{"by an address of its own", gateway, udp("192.168.0.1:1000"), "", "this machine"},
 		{"and is guarded itself", both, udp("192.168.0.1:1000"), "", "this machine"},
+		{"a header of the PROXY protocol", gateway, wrapped{udp("192.168.0.2:1000")}, "", "02:00:00:00:00:02"},
+		{"an address that was lost", both, &net.TCPAddr{}, "", "::"},
 		{"IPv6 loopback", both, tcp("[::1]:1000"), "", "this machine"},
 		{"no address", both, &net.UnixAddr{Name: "x"}, "", "this machine"},
 		{"a forwarder for a neighbour", forwarded, udp("192.168.0.9:53"), "192.168.0.2/32", "02:00:00:00:00:02"},

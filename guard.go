@@ -69,7 +69,7 @@ func (g *guard) arm(s *settings) (err error) {
 		go g.follow(g.around)
 	}
 	var onLink []netip.Prefix
-	if s.scope == scopeClient {
+	if s.gateway() && g.around != nil { // also with scope any, where clients' grants from before go on
 		onLink = g.around.OnLink()
 	}
 	if err := g.backend.Open(s.rules(onLink)); err != nil {
@@ -87,11 +87,13 @@ func (g *guard) follow(around surroundings) {
 	for range around.Changed() {
 		g.arming.Lock()
 		s, onLink := g.settings.Load(), around.OnLink()
-		if s.scope == scopeClient && !slices.Equal(onLink, *g.onLink.Load()) {
+		if g.onLink.Load() != nil && s.gateway() && !slices.Equal(onLink, *g.onLink.Load()) {
 			if err := g.backend.Open(s.rules(onLink)); err == nil {
 				g.onLink.Store(&onLink)
 			} else if err != backend.ErrClosed {
-				log.Errorf("Clients on a changed network are not known by their Ethernet addresses: %v", err)
+				g.failures.Do(func() {
+					log.Errorf("Clients on a changed network are not known by their Ethernet addresses: %v", err)
+				})
 			}
 		}
 		g.arming.Unlock()

@@ -107,7 +107,7 @@ func mustNames(patterns ...string) *names.List {
 var ownAddress = &reach.Block{Kind: reach.Loopback, Why: "an address of this machine"}
 
 // unreachable are addresses that no grant of the client's could open.
-var unreachable = &reach.Block{Kind: reach.Special, Why: "the client is known by an address of the other IP version only"}
+var unreachable = &reach.Block{Kind: reach.Special, Why: "the client is known only by an address that cannot reach it, of the other IP version or link-local"}
 
 // A filter finds the addresses that may not stand in an answer.
 type filter struct {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"hash/maphash"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -26,7 +27,7 @@ func (w *Watcher) Find(addr netip.Addr) (hw [6]byte, ok bool) {
 	addr = addr.Unmap()
 	hw, n := w.link(addr)
 	switch {
-	case n != none:
+	case n != none && (addr.Zone() != "" || addr.IsLinkLocalUnicast()):
 		return hw, n == one
 	case !addr.IsValid() || addr.IsLoopback() || addr.IsUnspecified() || addr.IsMulticast():
 		return hw, false
@@ -39,7 +40,7 @@ func (w *Watcher) Find(addr netip.Addr) (hw [6]byte, ok bool) {
 	}
 	q := question{keyOf(addr), index}
 	slot := w.answers.slot(q)
-	if a := slot.Load(); a != nil && a.question == q && w.answers.now().Before(a.until) {
+	if a := slot.Load(); a != nil && a.question == q && w.answers.now().Before(a.until) && (n == none || a.ok && w.has(addr, a.hardware)) {
 		return a.hardware, a.ok
 	}
 	hw, ok, err := w.ask(addr, index)
@@ -47,6 +48,12 @@ func (w *Watcher) Find(addr netip.Addr) (hw [6]byte, ok bool) {
 		slot.Store(&answer{q, w.answers.now().Add(answerLife), hw, ok})
 	}
 	return hw, ok
+}
+
+// has reports whether addr is a neighbour with hw. Anybody on any wire can claim any
+// address there, so which interface counts is for the kernel's routes to say.
+func (w *Watcher) has(addr netip.Addr, hw hardware) bool {
+	return slices.ContainsFunc(w.neighbours.get(keyOf(addr)), func(it item[uint32, hardware]) bool { return it.value == hw })
 }
 
 // ask asks the kernel. An error means that it did not say.

@@ -274,3 +274,42 @@ func TestNamesFile(t *testing.T) {
 	w.eventually("the mistake is told", func() bool { return strings.Contains(c.Output(), "the names of before stay in force") })
 	w.lookup(p.Host, p.resolver4, second, 60)
 }
+
+// A reload that widens the scope refuses nobody what was open to him.
+func TestScopeWidens(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	narrow, wide := corefile("ipdestinationguard nft-gateway"), corefile("ipdestinationguard {\n mode nft-gateway\n scope any\n}")
+	c := w.start(narrow)
+	p := w.behind()
+	for i := range 3 {
+		addr := p.addr4(1 + i)
+		w.lookup(p.Host, p.resolver4, addr, 3600)
+		w.mustReload(c, wide)
+		w.wantOpen(p.Host, "tcp", addr)
+		w.mustReload(c, narrow)
+		w.wantOpen(p.Host, "tcp", addr)
+	}
+}
+
+// A host on another wire that claims a client's address does not get its grants.
+func TestAddressClaimedOnAnotherWire(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	neighbour, _ := w.moreClients()
+	w.start(corefile("ipdestinationguard nft-gateway"))
+	// The kernel believes neighbour discovery on every wire.
+	w.must(neighbour.Addr("eth0", "fd50::2/128"))
+	w.must(neighbour.Do(func() error {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("fd50::2")}, Timeout: 300 * time.Millisecond}
+		conn, err := d.Dial("tcp6", net.JoinHostPort(neighbourGateway6, "9"))
+		if err == nil {
+			conn.Close()
+		}
+		return nil
+	}))
+	addr := w.behind().addr6(1)
+	w.lookup(w.client, gateway6, addr, 60)
+	w.wantOpen(w.client, "tcp", addr)
+	w.wantShut(neighbour, addr)
+}
