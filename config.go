@@ -12,20 +12,23 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
 )
 
-// settings are what one directive says, or all of a Corefile together.
+// settings are what one directive says of what all server blocks share, or all of a
+// Corefile together.
 type settings struct {
 	mode           string
 	allowed        []netip.Prefix
 	allowedLocal   []netip.Prefix
 	allowedGateway []netip.Prefix
 	interfaces     []string
+	scope          string
+	dnsPorts       bool // grants open them
+	forwarders     []netip.Prefix
 	lease          expiry.Lease
 	hold           time.Duration
 	onExit         backend.Leave
 	table          string
 
-	place    string   // file:line of the directive
-	warnings []string // each with its place
+	place string // file:line of the directive
 }
 
 // The modes, and which hooks they guard.
@@ -36,6 +39,12 @@ const (
 )
 
 var modes = []string{modeLocal, modeGateway, modeBoth}
+
+// Whose grants an answer makes: everyone's, or only those of the client that asks.
+const (
+	scopeAny    = "any"
+	scopeClient = "client"
+)
 
 var defaultSettings = settings{
 	lease: expiry.Lease{Floor: time.Minute, Ceiling: 24 * time.Hour, Margin: 30 * time.Second},
@@ -49,13 +58,21 @@ const maxGrants = 1 << 20
 func (s *settings) local() bool   { return s.mode != modeGateway }
 func (s *settings) gateway() bool { return s.mode != modeLocal }
 
-func (s *settings) rules() backend.Rules {
-	everyone := []backend.Holder{backend.Everyone}
+func (s *settings) rules(onLink []netip.Prefix) backend.Rules {
+	local := []backend.Holder{backend.Machine}
+	gateway := []backend.Holder{backend.Client, backend.Link}
+	if s.scope == scopeAny {
+		// Grants from before a reload that widened the scope go on.
+		local, gateway = append(local, backend.Everyone), append(gateway, backend.Everyone)
+	}
+	if !s.gateway() {
+		gateway = nil // whoever asks a server, asks for it
+	}
 	return backend.Rules{
-		LocalHolders: everyone, GatewayHolders: everyone,
+		LocalHolders: local, GatewayHolders: gateway,
 		Table: s.table, Local: s.local(), Gateway: s.gateway(),
 		Allowed: s.allowed, AllowedLocal: s.allowedLocal, AllowedGateway: s.allowedGateway,
-		Interfaces: s.interfaces, MaxGrants: maxGrants,
+		DNSPorts: s.dnsPorts, OnLink: onLink, Interfaces: s.interfaces, MaxGrants: maxGrants,
 	}
 }
 
@@ -73,6 +90,9 @@ func (s *settings) contradiction(other *settings) string {
 		{"allowedLocalIPs", sameRanges(s.allowedLocal, other.allowedLocal), s.allowedLocal, other.allowedLocal},
 		{"allowedGatewayIPs", sameRanges(s.allowedGateway, other.allowedGateway), s.allowedGateway, other.allowedGateway},
 		{"interfaces", sameNames(s.interfaces, other.interfaces), s.interfaces, other.interfaces},
+		{"scope", s.scope == other.scope, s.scope, other.scope},
+		{"dns_ports", s.dnsPorts == other.dnsPorts, dnsPortsText(s.dnsPorts), dnsPortsText(other.dnsPorts)},
+		{"trusted_forwarder", sameRanges(s.forwarders, other.forwarders), s.forwarders, other.forwarders},
 		{"margin", s.lease.Margin == other.lease.Margin, s.lease.Margin, other.lease.Margin},
 		{"ttl", s.lease.Floor == other.lease.Floor && s.lease.Ceiling == other.lease.Ceiling,
 			fmt.Sprint(s.lease.Floor, " ", s.lease.Ceiling), fmt.Sprint(other.lease.Floor, " ", other.lease.Ceiling)},
@@ -86,6 +106,13 @@ func (s *settings) contradiction(other *settings) string {
 		}
 	}
 	return ""
+}
+
+func dnsPortsText(open bool) string {
+	if open {
+		return "open"
+	}
+	return "closed"
 }
 
 func leaveText(l backend.Leave) string {

@@ -13,7 +13,7 @@ import (
 // settingsText spells out settings as a block of the Corefile, defaults too.
 func settingsText(s *settings) string {
 	if s == nil {
-		return "joins"
+		return "joins\n"
 	}
 	var text strings.Builder
 	line := func(option string, values ...any) {
@@ -34,13 +34,34 @@ func settingsText(s *settings) string {
 	if len(s.interfaces) > 0 {
 		line("interfaces", s.interfaces)
 	}
+	if s.scope == scopeClient != s.gateway() {
+		line("scope", s.scope)
+	}
+	if s.dnsPorts {
+		line("dns_ports", "open")
+	}
+	if len(s.forwarders) > 0 {
+		line("trusted_forwarder", s.forwarders)
+	}
 	line("margin", s.lease.Margin)
 	line("ttl", s.lease.Floor, " ", s.lease.Ceiling)
 	line("hold", s.hold)
 	line("on_exit", leaveText(s.onExit))
 	line("table", s.table)
-	for _, w := range s.warnings {
-		line("warning:", w)
+	return text.String()
+}
+
+// policyText is the same of what a block says of itself; names are not told.
+func policyText(p *policy) string {
+	var text strings.Builder
+	for _, r := range p.private {
+		fmt.Fprintln(&text, "private", r.networks)
+	}
+	if !p.canary {
+		fmt.Fprintln(&text, "canary off")
+	}
+	for _, w := range p.warnings {
+		fmt.Fprintln(&text, "warning:", w)
 	}
 	return text.String()
 }
@@ -87,9 +108,22 @@ table my_guard-1.x
 `},
 		{"IPv4-mapped IPv6 is IPv4", `ipdestinationguard nft-local ::ffff:192.0.2.1 ::ffff:10.0.0.0/104`,
 			"mode nft-local\nallowedIPs 192.0.2.1/32 10.0.0.0/8\n" + defaultsText},
-		{"the bare word", `ipdestinationguard`, "joins"},
+		{"the bare word", `ipdestinationguard`, "joins\n"},
 		{"an empty block", `ipdestinationguard {
-		}`, "joins"},
+		}`, "joins\n"},
+		{"only what is the block's own", `ipdestinationguard {
+			private **.home.arpa
+			canary off
+		}`, "joins\nprivate []\ncanary off\n"},
+		{"private", `ipdestinationguard nft-local {
+			private a.test *.b.test
+			private ** 10.0.0.0/8 fd00::/8
+			private c.test ::ffff:192.168.1.1 127.0.0.2/8
+			private d.test 169.254.169.254
+			canary on
+		}`, "mode nft-local\n" + defaultsText +
+			"private []\nprivate [10.0.0.0/8 fd00::/8]\nprivate [192.168.1.1/32 127.0.0.0/8]\nprivate [169.254.169.254/32]\n" +
+			"warning: Testfile:4: 127.0.0.2/8 means all of 127.0.0.0/8\n"},
 		{"host bits are set", `ipdestinationguard nft-local 192.0.2.1/24`,
 			"mode nft-local\nallowedIPs 192.0.2.0/24\n" + defaultsText +
 				"warning: Testfile:1: 192.0.2.1/24 means all of 192.0.2.0/24\n"},
@@ -108,15 +142,15 @@ table my_guard-1.x
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			s, place, err := parse(caddy.NewTestController("dns", tt.input))
+			s, p, err := parse(caddy.NewTestController("dns", tt.input))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := settingsText(s); got != tt.want {
+			if got := settingsText(s) + policyText(p); got != tt.want {
 				t.Errorf("got\n%s\nwant\n%s", got, tt.want)
 			}
-			if place != "Testfile:1" || s != nil && s.place != place {
-				t.Errorf("stands at %s", place)
+			if p.place != "Testfile:1" || s != nil && s.place != p.place {
+				t.Errorf("stands at %s", p.place)
 			}
 		})
 	}
@@ -139,7 +173,7 @@ func TestParseMistakes(t *testing.T) {
 		{"a mode too many", "ipdestinationguard {\nmode nft-local nft-both\n}",
 			`Testfile:2 - Error during parsing: mode takes one value, not "nft-local nft-both"`},
 		{"unknown option", block + "allowIPs 192.0.2.1\n}",
-			`Testfile:3 - Error during parsing: unknown option "allowIPs": there are allowedGatewayIPs, allowedIPs, allowedLocalIPs, hold, interfaces, margin, mode, on_exit, table, ttl`},
+			`Testfile:3 - Error during parsing: unknown option "allowIPs": there are allowedGatewayIPs, allowedIPs, allowedLocalIPs, canary, dns_ports, except, except_file, hold, interfaces, margin, mode, names, names_file, on_exit, others, private, scope, table, trusted_forwarder, ttl`},
 		{"an option in upper case", block + "Margin 1s\n}",
 			`Testfile:3 - Error during parsing: unknown option "Margin": there are`},
 		{"the directive twice", "ipdestinationguard nft-local\nipdestinationguard nft-local",
@@ -206,13 +240,29 @@ func TestParseMistakes(t *testing.T) {
 		{"a table name that is too long", block + "table " + strings.Repeat("x", 256) + "\n}",
 			`Testfile:3 - Error during parsing: table "xxxx`},
 	}
+	tests = append(tests, []struct{ name, input, want string }{
+		{"no mode, with what is the block's own", "ipdestinationguard {\nprivate a.test\nmargin 1s\n}",
+			`Testfile:4 - Error during parsing: ipdestinationguard at Testfile:1 says no mode: one of`},
+		{"nobody's private addresses", block + "private 10.0.0.0/8 fd00::/8\n}",
+			`Testfile:3 - Error during parsing: private 10.0.0.0/8 fd00::/8 says no name: whose addresses are these? For every name write private ** 10.0.0.0/8 fd00::/8`},
+		{"a name behind an address", block + "private a.test 10.0.0.0/8 b.test\n}",
+			`Testfile:3 - Error during parsing: private: "b.test" stands behind an address: write the names first, or a line for each`},
+		{"a private network with too long a length", block + "private a.test 10.0.0.0/33\n}",
+			`Testfile:3 - Error during parsing: "10.0.0.0/33" mixes up the address families: an IPv4 network has at most 32 bits`},
+		{"half an address", block + "private a.test 10.0\n}",
+			`Testfile:3 - Error during parsing: "10.0" is not an IP address or a network`},
+		{"a private name that is none", block + "private a..test\n}",
+			`Testfile:3 - Error during parsing: private: `},
+		{"unknown canary", block + "canary no\n}",
+			`Testfile:3 - Error during parsing: canary "no": it is on (programs are told to stay with this resolver) or off`},
+	}...)
 	for option := range options {
 		tests = append(tests, struct{ name, input, want string }{
 			option + " without a value", "ipdestinationguard {\n" + option + "\n}",
 			"Testfile:2 - Error during parsing: " + option + " needs a value",
 		})
 	}
-	for option, value := range map[string]string{"margin": "1s", "ttl": "1s 2s", "hold": "1s", "on_exit": "keep", "table": "x"} {
+	for option, value := range map[string]string{"margin": "1s", "ttl": "1s 2s", "hold": "1s", "on_exit": "keep", "table": "x", "canary": "on"} {
 		tests = append(tests, struct{ name, input, want string }{
 			option + " twice", block + option + " " + value + "\n" + option + " " + value + "\n}",
 			"Testfile:4 - Error during parsing: " + option + " is given twice",
@@ -258,6 +308,11 @@ func TestContradiction(t *testing.T) {
 		{"allowedLocalIPs", "allowedLocalIPs 9.9.9.9", "", "allowedLocalIPs [] at Other:1 contradicts [9.9.9.9/32] at Testfile:1"},
 		{"allowedGatewayIPs", "2001:db8::/32", "2001:db8::/33", "allowedGatewayIPs [2001:db8::/33] at Other:1 contradicts [2001:db8::/32] at Testfile:1"},
 		{"interfaces", "lan0 lan1", "lan0", "interfaces [lan0] at Other:1 contradicts [lan0 lan1] at Testfile:1"},
+		{"scope left out", "hold 1s", "hold 1s\nscope client", ""},
+		{"scope", "hold 1s", "hold 1s\nscope any", "scope any at Other:1 contradicts client at Testfile:1"},
+		{"dns_ports left out", "hold 1s", "hold 1s\ndns_ports closed", ""},
+		{"dns_ports", "hold 1s", "hold 1s\ndns_ports open", "dns_ports open at Other:1 contradicts closed at Testfile:1"},
+		{"trusted_forwarder", "hold 1s", "hold 1s\ntrusted_forwarder 10.0.0.1", "trusted_forwarder [10.0.0.1/32] at Other:1 contradicts [] at Testfile:1"},
 		{"margin", "30s", "31s", "margin 31s at Other:1 contradicts 30s at Testfile:1"},
 		{"floor", "60s", "61s", "ttl 1m1s 24h0m0s at Other:1 contradicts 1m0s 24h0m0s at Testfile:1"},
 		{"ceiling", "24h", "25h", "ttl 1m0s 25h0m0s at Other:1 contradicts 1m0s 24h0m0s at Testfile:1"},
@@ -300,17 +355,26 @@ func FuzzConfig(f *testing.F) {
 		"ipdestinationguard {\nmode nft-both {\n}\n}",
 		"ipdestinationguard nft-local fe80::1%eth0",
 		"ipdestinationguard nft-local\nipdestinationguard",
+		"ipdestinationguard {\nprivate ** 10.0.0.0/8 ::1\nprivate a.test\ncanary off\n}",
 	} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		s, _, err := parse(caddy.NewTestController("dns", text))
-		switch {
-		case err != nil:
+		s, p, err := parse(caddy.NewTestController("dns", text))
+		if err != nil {
 			if !placed.MatchString(err.Error()) {
 				t.Errorf("no place in %q", err)
 			}
-		case s != nil:
+			return
+		}
+		for _, r := range p.private {
+			for _, n := range r.networks {
+				if r.names == nil || !n.IsValid() || n != n.Masked() || n.Addr().Is4In6() {
+					t.Errorf("taken: %s", policyText(p))
+				}
+			}
+		}
+		if s != nil {
 			if !slices.Contains(modes, s.mode) || s.hold <= 0 || s.lease.Margin < 0 || s.lease.Floor > s.lease.Ceiling || s.lease.Floor < 0 {
 				t.Errorf("taken: %s", settingsText(s))
 			}

@@ -2,9 +2,15 @@ package ipdestinationguard
 
 import (
 	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/miekg/dns"
 	"golang.org/x/time/rate"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
@@ -17,22 +23,34 @@ type guard struct {
 	inForce  *backend.InForce
 	backend  backend.Backend
 	now      func() time.Time
+	watch    func() (surroundings, error)
 	settings atomic.Pointer[settings]
+	own      func(netip.Addr) bool // whether an address is this machine's; nil is never
 
-	enforcing atomic.Bool // the rules stand in the kernel
-	removed   atomic.Bool // on_exit remove has been carried out: nothing is guarded
+	arming sync.Mutex
+	around surroundings // from when they are needed first
+	onLink atomic.Pointer[[]netip.Prefix]
+
+	up        chan struct{} // closed when it is armed first
+	enforcing atomic.Bool   // the rules stand in the kernel
+	closed    atomic.Bool   // nothing is granted any more
+	removed   atomic.Bool   // on_exit remove has been carried out: nothing is guarded
 
 	failures rate.Sometimes // for the log
 	repairs  rate.Sometimes
+	strips   rate.Sometimes
 }
 
 // newGuard makes a guard that grants nothing before it is armed.
-func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backend, now func() time.Time) *guard {
+func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backend, watch func() (surroundings, error), now func() time.Time) *guard {
 	g := &guard{
 		inForce:  expiry.NewTable[backend.Key](now()),
 		now:      now,
+		watch:    watch,
+		up:       make(chan struct{}),
 		failures: rate.Sometimes{First: 1, Interval: logInterval},
 		repairs:  rate.Sometimes{First: 1, Interval: logInterval},
+		strips:   rate.Sometimes{First: 1, Interval: logInterval},
 	}
 	g.settings.Store(&defaultSettings)
 	g.backend = newBackend(g.inForce, (*observer)(g))
@@ -40,12 +58,64 @@ func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backen
 }
 
 // arm puts the settings in force.
-func (g *guard) arm(s *settings) error {
-	if err := g.backend.Open(s.rules()); err != nil {
+func (g *guard) arm(s *settings) (err error) {
+	g.arming.Lock()
+	defer g.arming.Unlock()
+	if g.around == nil && g.watch != nil {
+		if g.around, err = g.watch(); err != nil {
+			return fmt.Errorf("the machine's addresses cannot be known: %w", err)
+		}
+		g.own = g.around.Own
+		go g.follow(g.around)
+	}
+	var onLink []netip.Prefix
+	if s.gateway() && g.around != nil { // also with scope any, where clients' grants from before go on
+		onLink = g.around.OnLink()
+	}
+	if err := g.backend.Open(s.rules(onLink)); err != nil {
 		return err
 	}
-	g.settings.Store(s)
+	g.onLink.Store(&onLink)
+	if g.settings.Swap(s) == &defaultSettings {
+		close(g.up)
+	}
 	return nil
+}
+
+// follow keeps the rules up to date when the machine's networks change.
+func (g *guard) follow(around surroundings) {
+	for range around.Changed() {
+		g.arming.Lock()
+		s, onLink := g.settings.Load(), around.OnLink()
+		if g.onLink.Load() != nil && s.gateway() && !slices.Equal(onLink, *g.onLink.Load()) {
+			if err := g.backend.Open(s.rules(onLink)); err == nil {
+				g.onLink.Store(&onLink)
+			} else if err != backend.ErrClosed {
+				g.failures.Do(func() {
+					log.Errorf("Clients on a changed network are not known by their Ethernet addresses: %v", err)
+				})
+			}
+		}
+		g.arming.Unlock()
+	}
+}
+
+// await returns once the guard is armed: before, nobody knows whose grants an
+// answer makes.
+func (g *guard) await(ctx context.Context) error {
+	if g.armed() {
+		return nil
+	}
+	late := time.NewTimer(defaultSettings.hold)
+	defer late.Stop()
+	select {
+	case <-g.up:
+		return nil
+	case <-late.C:
+		return backend.ErrLate
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // armed reports whether rules have ever been put in force.
@@ -59,14 +129,21 @@ func (g *guard) close() error {
 	if err == nil && leave == backend.Remove {
 		g.removed.Store(true)
 	}
+	g.closed.Store(true) // before nobody knows any more who asks
+	if g.around != nil {
+		g.around.Close()
+	}
 	return err
 }
 
 // permit returns when every target may be reached, at least as long as the
 // client may use it, or says why not.
-func (g *guard) permit(ctx context.Context, targets []target) error {
+func (g *guard) permit(ctx context.Context, scope backend.Scope, targets []target) error {
 	if len(targets) == 0 {
 		return nil
+	}
+	for i := range targets {
+		targets[i].key.Scope = scope
 	}
 	lease, now := &g.settings.Load().lease, g.now()
 	for i := range targets {
@@ -88,18 +165,33 @@ func (g *guard) hold(ctx context.Context, targets []target, now time.Time) error
 	grants := make([]backend.Grant, 0, len(targets))
 	for i, t := range targets {
 		if i == 0 || !g.inForce.Covers(t.key, now.Add(s.lease.Need(t.ttl))) {
-			grants = append(grants, backend.Grant{Addr: t.key.Addr(), Until: now.Add(s.lease.Life(t.ttl))})
+			grants = append(grants, t.key.Grant(now.Add(s.lease.Life(t.ttl))))
 		}
 	}
 	err := g.backend.Grant(ctx, grants, s.hold)
 	holdSeconds.Observe(g.now().Sub(now).Seconds())
 	if err != nil {
-		answersFailed.Inc()
 		g.failures.Do(func() { log.Errorf("An answer was withheld, the client got SERVFAIL: %v", err) })
 		return err
 	}
 	answersHeld.Inc()
 	return nil
+}
+
+// stripped notes what was taken out of the answer to q.
+func (g *guard) stripped(q dns.Question, s *stripping) {
+	for why, n := range s.counts {
+		addressesStripped.WithLabelValues(stripReason(why)).Add(float64(n))
+	}
+	if s.why == unreachable {
+		return // it is so for each routed client
+	}
+	g.strips.Do(func() {
+		// The name is as miekg/dns writes it: all but printable ASCII is escaped.
+		name := strings.TrimSuffix(q.Name, ".")
+		log.Warningf("Stripped %v from the answer for %s: %s. If that name is yours and may have it, its server block needs the line: private %s %v",
+			s.first, name, s.why.Why, name, s.first)
+	})
 }
 
 // logInterval is the least time between two lines on the same trouble.
@@ -140,6 +232,14 @@ func (o *observer) Repaired(what string) {
 	repairs.WithLabelValues(what).Inc()
 	o.repairs.Do(func() {
 		log.Warningf("Somebody else has changed table inet %s (%s): putting it back. If this goes on, a second CoreDNS uses the table, or a firewall service reloads", o.settings.Load().table, what)
+	})
+}
+
+// Withstood implements backend.Observer.
+func (o *observer) Withstood() {
+	withstood.Inc()
+	o.repairs.Do(func() {
+		log.Warningf("Somebody else has flushed the ruleset: every table without an owner is gone. Table inet %s has one, and stands", o.settings.Load().table)
 	})
 }
 

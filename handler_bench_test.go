@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -22,7 +23,7 @@ type benchFirewall struct {
 func (f benchFirewall) Open(backend.Rules) error { return nil }
 func (f benchFirewall) Grant(_ context.Context, grants []backend.Grant, _ time.Duration) error {
 	for _, g := range grants {
-		f.inForce.Set(backend.KeyOf(g.Addr), g.Until)
+		f.inForce.Set(g.Key(), g.Until)
 	}
 	return nil
 }
@@ -34,6 +35,14 @@ func (benchWriter) WriteMsg(*dns.Msg) error { return nil }
 func (benchWriter) RemoteAddr() net.Addr    { return benchClient }
 
 var benchClient = &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1000}
+
+func benchArm(g *guard) {
+	s := defaultSettings
+	s.mode, s.scope = modeLocal, scopeAny
+	if err := g.arm(&s); err != nil {
+		panic(err)
+	}
+}
 
 func benchMessages(b testing.TB, records ...string) (question, answer *dns.Msg) {
 	question = new(dns.Msg)
@@ -54,11 +63,11 @@ var benchAnswers = []struct {
 	name    string
 	records []string
 }{
-	{"A", []string{"www.example.org. 300 IN A 192.0.2.1"}},
+	{"A", []string{"www.example.org. 300 IN A 9.9.9.1"}},
 	{"CNAME+4A", []string{
 		"www.example.org. 300 IN CNAME web.example.net.",
-		"web.example.net. 300 IN A 192.0.2.1", "web.example.net. 300 IN A 192.0.2.2",
-		"web.example.net. 300 IN A 192.0.2.3", "web.example.net. 300 IN A 192.0.2.4",
+		"web.example.net. 300 IN A 9.9.9.1", "web.example.net. 300 IN A 9.9.9.2",
+		"web.example.net. 300 IN A 9.9.9.3", "web.example.net. 300 IN A 9.9.9.4",
 	}},
 }
 
@@ -70,8 +79,9 @@ func BenchmarkServeDNS(b *testing.B) {
 		next := plugin.HandlerFunc(func(_ context.Context, w dns.ResponseWriter, _ *dns.Msg) (int, error) {
 			return dns.RcodeSuccess, w.WriteMsg(answer)
 		})
-		g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, time.Now)
-		h := &Handler{Next: next, guard: g}
+		g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, nil, time.Now)
+		benchArm(g)
+		h := &Handler{Next: next, guard: g, policy: &defaultPolicy}
 		for _, way := range []struct {
 			name  string
 			serve func() (int, error)
@@ -128,6 +138,40 @@ func BenchmarkReadAnswer(b *testing.B) {
 				var few [8]target
 				if targets, err := readAnswer(q, m, few[:0]); err != nil || len(targets) == 0 {
 					b.Fatal(len(targets), err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkClean is what looking at the addresses of an answer costs.
+func BenchmarkClean(b *testing.B) {
+	own := func(netip.Addr) bool { return false }
+	for _, bm := range []struct {
+		name    string
+		private []rule
+		own     func(netip.Addr) bool
+		records []string
+	}{
+		{"A", nil, nil, benchAnswers[0].records},
+		{"CNAME+4A", nil, nil, benchAnswers[1].records},
+		{"CNAME+4A, own addresses known", nil, own, benchAnswers[1].records},
+		{"AAAA", nil, nil, []string{"www.example.org. 300 IN AAAA 2001:4860:4860::8888"}},
+		{"private A", []rule{{mustNames("**.example.org"), []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}}, nil,
+			[]string{"www.example.org. 300 IN A 10.1.2.3"}},
+		{"always open A", nil, nil, []string{"www.example.org. 300 IN A 10.1.2.3"}},
+	} {
+		b.Run(bm.name, func(b *testing.B) {
+			question, answer := benchMessages(b, bm.records...)
+			s := settings{mode: modeLocal, allowed: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
+			if bm.private != nil {
+				s.allowed = nil
+			}
+			f := filter{policy: &policy{private: bm.private}, settings: &s, own: bm.own, name: question.Question[0].Name}
+			b.ReportAllocs()
+			for b.Loop() {
+				if !f.clean(answer) {
+					b.Fatal("it is not")
 				}
 			}
 		})

@@ -21,8 +21,9 @@ func hotAnswer(tb testing.TB, records ...string) func() {
 		return dns.RcodeSuccess, w.WriteMsg(answer)
 	})
 	now := time.Now() // and it stands still: later, the grant would be renewed
-	g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, func() time.Time { return now })
-	h := &Handler{Next: next, guard: g}
+	g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, nil, func() time.Time { return now })
+	benchArm(g)
+	h := &Handler{Next: next, guard: g, policy: &defaultPolicy}
 	ctx := context.Background()
 	serve := func() {
 		if rcode, err := h.ServeDNS(ctx, benchWriter{}, question); rcode != dns.RcodeSuccess || err != nil {

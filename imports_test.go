@@ -17,12 +17,14 @@ const module = "github.com/destination-guard/coredns-ip-destination-guard"
 // Folders of the plugin, and what of the plugin each may import. Nothing else of
 // it may be imported there, and only the root knows CoreDNS and Prometheus.
 var mayImport = map[string][]string{
-	".":                   {"backend", "expiry"}, // and a concrete backend, in setup.go
+	".":                   {"backend", "expiry", "identity", "names", "reach"}, // and a concrete backend, in setup.go
 	"expiry":              nil,
 	"backend":             {"expiry"},
 	"backend/fake":        {"backend", "expiry"},
 	"backend/backendtest": {"backend", "expiry"},
+	"names":               nil,
 	"nft":                 {"backend", "expiry"},
+	"reach":               nil,
 	"ipset":               {"backend", "expiry"},
 	"route":               {"backend", "expiry"},
 	"flowlog":             {"backend", "expiry"},
@@ -32,7 +34,7 @@ var mayImport = map[string][]string{
 
 var (
 	concreteBackends = []string{"nft", "ipset"}
-	standardOnly     = []string{"expiry", "backend", "backend/fake", "backend/backendtest"}
+	standardOnly     = []string{"expiry", "reach", "backend", "backend/fake", "backend/backendtest"}
 	rootsOwn         = []string{"github.com/coredns/", "github.com/prometheus/"}
 )
 

@@ -10,9 +10,13 @@ import (
 var (
 	answers = counters("answers_total",
 		"Answers that give addresses, by what became of them: passed at once, held until the kernel had acknowledged, or failed.", "result")
-	answersPassed = answers.WithLabelValues("passed")
-	answersHeld   = answers.WithLabelValues("held")
-	answersFailed = answers.WithLabelValues("failed")
+	answersPassed  = answers.WithLabelValues("passed")
+	answersHeld    = answers.WithLabelValues("held")
+	answersFailed  = answers.WithLabelValues("failed")
+	answersRefused = answers.WithLabelValues("refused")
+
+	addressesStripped = counters("stripped_total",
+		"Addresses taken out of answers because they are not globally reachable, or loopback, metadata or this machine's own.", "reason")
 
 	holdSeconds = histogram("hold_duration_seconds",
 		"How long answers were held.", prometheus.ExponentialBuckets(16e-6, 4, 10))
@@ -37,8 +41,10 @@ var (
 		"Operations that the kernel refused.", "operation")
 	repairs = counters("repairs_total",
 		"How often somebody else had removed or changed what is ours, and it was put back.", "part")
+	withstood = promauto.NewCounter(prometheus.CounterOpts(opts("flushes_withstood_total",
+		"How often somebody else has flushed the ruleset, and what is ours has stood it.")))
 	enforcing = promauto.NewGauge(prometheus.GaugeOpts(opts("enforcing",
-		"1 while the rules are in force, else 0.")))
+		"1 while the rules and all grants are in force, else 0.")))
 )
 
 func opts(metric, help string) prometheus.Opts {

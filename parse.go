@@ -2,41 +2,45 @@ package ipdestinationguard
 
 import (
 	"fmt"
-	"net/netip"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/coredns/caddy"
-
-	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
 // parse reads the directive of one server block and touches nothing. Without any
-// settings it returns nil: the block joins the guard that another one sets up.
-func parse(c *caddy.Controller) (s *settings, place string, err error) {
+// settings it returns nil for them: the block joins the guard that another one sets
+// up, with a policy of its own.
+func parse(c *caddy.Controller) (*settings, *policy, error) {
+	var read *parser
 	for c.Next() {
-		if place != "" {
-			return nil, "", c.Errf("%s stands twice in this server block, first at %s", name, place)
+		if read != nil {
+			return nil, nil, c.Errf("%s stands twice in this server block, first at %s", name, read.policy.place)
 		}
-		place = here(c)
-		p := parser{Controller: c, settings: defaultSettings, seen: map[string]bool{}}
-		p.place = place
-		if err := p.directive(); err != nil {
-			return nil, "", err
+		read = &parser{Controller: c, settings: defaultSettings, policy: defaultPolicy, seen: map[string]bool{}}
+		read.settings.place, read.policy.place = here(c), here(c)
+		if err := read.directive(); err != nil {
+			return nil, nil, err
 		}
-		if len(p.seen) == 0 {
-			continue
-		}
-		if p.mode == "" {
-			return nil, "", c.Errf("%s at %s says no mode: one of %s is needed", name, place, strings.Join(modes, ", "))
-		}
-		p.warnUnused()
-		s = &p.settings
 	}
-	return s, place, nil
+	if read != nil {
+		if err := read.settleNames(); err != nil {
+			return nil, nil, err
+		}
+	}
+	switch {
+	case read == nil:
+		return nil, nil, c.Errf("no %s", name)
+	case !read.sets():
+		return nil, &read.policy, nil
+	case read.mode == "":
+		return nil, nil, c.Errf("%s at %s says no mode: one of %s is needed", name, read.policy.place, strings.Join(modes, ", "))
+	}
+	if err := read.settleScope(); err != nil {
+		return nil, nil, err
+	}
+	read.warnUnused()
+	return &read.settings, &read.policy, nil
 }
 
 func here(c *caddy.Controller) string { return fmt.Sprintf("%s:%d", c.File(), c.Line()) }
@@ -44,7 +48,20 @@ func here(c *caddy.Controller) string { return fmt.Sprintf("%s:%d", c.File(), c.
 type parser struct {
 	*caddy.Controller
 	settings
-	seen map[string]bool // options given
+	policy policy
+	seen   map[string]bool // options given
+
+	patterns, exceptions []string // of names
+}
+
+// sets reports whether the directive says anything of what all blocks share.
+func (p *parser) sets() bool {
+	for option := range p.seen {
+		if !perBlock[option] {
+			return true
+		}
+	}
+	return false
 }
 
 // directive reads `ipdestinationguard [MODE [ALLOWED...]] [{ options }]`.
@@ -79,80 +96,6 @@ func (p *parser) directive() error {
 	return nil
 }
 
-var options = map[string]func(*parser, []string) error{
-	"mode": func(p *parser, args []string) error {
-		mode, err := p.only("mode", args)
-		if err != nil {
-			return err
-		}
-		return p.setMode(mode)
-	},
-	"allowedIPs":        func(p *parser, args []string) error { return p.addPrefixes(&p.allowed, args) },
-	"allowedLocalIPs":   func(p *parser, args []string) error { return p.addPrefixes(&p.allowedLocal, args) },
-	"allowedGatewayIPs": func(p *parser, args []string) error { return p.addPrefixes(&p.allowedGateway, args) },
-	"interfaces":        (*parser).addInterfaces,
-	"margin": func(p *parser, args []string) (err error) {
-		text, err := p.only("margin", args)
-		if err != nil {
-			return err
-		}
-		p.lease.Margin, err = p.duration("margin", text)
-		return err
-	},
-	"ttl": (*parser).setTTL,
-	"hold": func(p *parser, args []string) (err error) {
-		text, err := p.only("hold", args)
-		if err != nil {
-			return err
-		}
-		if p.settings.hold, err = p.duration("hold", text); err == nil && p.settings.hold == 0 {
-			err = p.Err("hold 0s would withhold every answer: give it time, for example 1s")
-		}
-		return err
-	},
-	"on_exit": func(p *parser, args []string) error {
-		leave, err := p.only("on_exit", args)
-		switch {
-		case err != nil:
-			return err
-		case leave == "keep":
-			p.onExit = backend.Keep
-		case leave == "remove":
-			p.onExit = backend.Remove
-		default:
-			return p.Errf("on_exit %q: it is keep (go on refusing) or remove (open everything)", leave)
-		}
-		return nil
-	},
-	"table": func(p *parser, args []string) error {
-		table, err := p.only("table", args)
-		if err != nil {
-			return err
-		}
-		if !tableName.MatchString(table) || len(table) > maxTableName {
-			return p.Errf("table %q: a name begins with a letter and has letters, digits, _ . - and at most %d of them", table, maxTableName)
-		}
-		p.table = table
-		return nil
-	},
-}
-
-var repeatable = map[string]bool{"allowedIPs": true, "allowedLocalIPs": true, "allowedGatewayIPs": true, "interfaces": true}
-
-// What nft can read back, and the kernel keep (NFT_TABLE_MAXNAMELEN).
-var tableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]*$`)
-
-const maxTableName = 255
-
-func optionNames() []string {
-	var names []string
-	for n := range options {
-		names = append(names, n)
-	}
-	slices.Sort(names)
-	return names
-}
-
 // only returns the one value of an option.
 func (p *parser) only(option string, args []string) (string, error) {
 	if len(args) > 1 {
@@ -172,119 +115,32 @@ func (p *parser) setMode(mode string) error {
 	return nil
 }
 
-// maxDuration keeps sums far from overflow, and typing errors out.
-const maxDuration = 366 * 24 * time.Hour
-
-func (p *parser) duration(option, text string) (time.Duration, error) {
-	d, err := time.ParseDuration(text)
-	if _, number := strconv.Atoi(text); number == nil && text != "0" {
-		return 0, p.Errf("%s %q has no unit: write %ss for seconds", option, text, text)
-	}
+// settleScope fills in the default, which depends on the mode.
+func (p *parser) settleScope() error {
 	switch {
-	case err != nil:
-		return 0, p.Errf("%s %q is not a duration such as 30s, 5m or 24h", option, text)
-	case d < 0 || d > maxDuration:
-		return 0, p.Errf("%s %q is not between 0s and %v", option, text, maxDuration)
-	}
-	return d, nil
-}
-
-func (p *parser) setTTL(args []string) (err error) {
-	if len(args) != 2 {
-		return p.Errf("ttl takes two values, FLOOR and CEILING, not %q", strings.Join(args, " "))
-	}
-	if p.lease.Floor, err = p.duration("ttl", args[0]); err != nil {
-		return err
-	}
-	if p.lease.Ceiling, err = p.duration("ttl", args[1]); err != nil {
-		return err
-	}
-	switch {
-	case p.lease.Floor > p.lease.Ceiling:
-		return p.Errf("ttl %s %s: the floor is above the ceiling", args[0], args[1])
-	case p.lease.Ceiling < time.Second:
-		return p.Errf("ttl %s %s: the ceiling is under a second", args[0], args[1])
-	}
-	return nil
-}
-
-// addPrefixes reads addresses and networks.
-func (p *parser) addPrefixes(list *[]netip.Prefix, texts []string) error {
-	for _, text := range texts {
-		prefix, err := parsePrefix(text)
-		if err != nil {
-			return p.Err(err.Error())
-		}
-		if masked := prefix.Masked(); masked != prefix {
-			p.warn("%s means all of %s", text, masked)
-			prefix = masked
-		}
-		*list = append(*list, prefix)
-	}
-	return nil
-}
-
-// parsePrefix reads an address or a network; IPv4-mapped ones become IPv4.
-func parsePrefix(text string) (netip.Prefix, error) {
-	host, length, network := strings.Cut(text, "/")
-	addr, err := netip.ParseAddr(host)
-	switch {
-	case err != nil:
-		return netip.Prefix{}, fmt.Errorf("%q is not an IP address or a network such as 192.0.2.0/24 or 2001:db8::/32", text)
-	case addr.Zone() != "":
-		return netip.Prefix{}, fmt.Errorf("%q has a zone: an address is allowed on all interfaces, leave %%%s out", text, addr.Zone())
-	}
-	bits := addr.BitLen()
-	if network {
-		// ParseUint alone would take +8 and 08.
-		if bits, err = strconv.Atoi(length); err != nil || strconv.Itoa(bits) != length || bits < 0 {
-			return netip.Prefix{}, fmt.Errorf("%q: the length of the network, %q, is not a number", text, length)
-		}
-	}
-	switch {
-	case bits > addr.BitLen() && addr.Is4():
-		return netip.Prefix{}, fmt.Errorf("%q mixes up the address families: an IPv4 network has at most 32 bits", text)
-	case bits > addr.BitLen():
-		return netip.Prefix{}, fmt.Errorf("%q: an IPv6 network has at most 128 bits", text)
-	case addr.Is4In6() && bits < 96:
-		return netip.Prefix{}, fmt.Errorf("%q mixes up the address families: write the IPv4 network, %s/N, or an IPv4-mapped one of 96 bits or more", text, addr.Unmap())
-	case addr.Is4In6():
-		addr, bits = addr.Unmap(), bits-96
-	}
-	return netip.PrefixFrom(addr, bits), nil
-}
-
-// addInterfaces takes what the kernel takes as a name (dev_valid_name), and no
-// wildcards.
-func (p *parser) addInterfaces(names []string) error {
-	for _, n := range names {
-		switch {
-		case len(n) > 15:
-			return p.Errf("interface name %q has %d bytes: the kernel has room for 15", n, len(n))
-		case n == "" || n == "." || n == ".." || strings.ContainsAny(n, "/: \t\n"):
-			return p.Errf("%q cannot be the name of an interface", n)
-		case strings.ContainsAny(n, `*"`):
-			return p.Errf("interface name %q: there are no wildcards, name every interface", n)
-		case slices.Contains(p.interfaces, n):
-			continue // the kernel wants each once
-		}
-		p.interfaces = append(p.interfaces, n)
+	case p.scope == "" && p.gateway():
+		p.scope = scopeClient
+	case p.scope == "":
+		p.scope = scopeAny
+	case p.scope == scopeClient && !p.gateway():
+		return p.Errf("scope client is for the clients of a gateway: in mode %s there are none (leave it out)", p.mode)
 	}
 	return nil
 }
 
 func (p *parser) warn(format string, args ...any) {
-	p.warnings = append(p.warnings, here(p.Controller)+": "+fmt.Sprintf(format, args...))
+	p.policy.warnings = append(p.policy.warnings, here(p.Controller)+": "+fmt.Sprintf(format, args...))
 }
 
 // warnUnused tells of lists that the mode has no chain for.
 func (p *parser) warnUnused() {
 	unused := func(list bool, option string) {
 		if list {
-			p.warnings = append(p.warnings, fmt.Sprintf("%s: %s has no effect in mode %s", p.place, option, p.mode))
+			p.policy.warnings = append(p.policy.warnings, fmt.Sprintf("%s: %s has no effect in mode %s", p.settings.place, option, p.mode))
 		}
 	}
 	unused(!p.local() && len(p.allowedLocal) > 0, "allowedLocalIPs")
 	unused(!p.gateway() && len(p.allowedGateway) > 0, "allowedGatewayIPs")
 	unused(!p.gateway() && len(p.interfaces) > 0, "interfaces")
+	unused(p.scope == scopeAny && len(p.forwarders) > 0, "trusted_forwarder")
 }

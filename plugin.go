@@ -16,8 +16,9 @@ const name = "ipdestinationguard"
 
 // Handler stands in the plugin chain of a server block.
 type Handler struct {
-	Next  plugin.Handler
-	guard *guard
+	Next   plugin.Handler
+	guard  *guard
+	policy *policy
 }
 
 var _ plugin.Handler = (*Handler)(nil)
@@ -30,11 +31,22 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 	if len(r.Question) != 1 {
 		return dns.RcodeFormatError, nil // RFC 9619: there is one question
 	}
+	if h.policy.canary {
+		if m := canary(r); m != nil {
+			return m.Rcode, w.WriteMsg(m)
+		}
+	}
 	if !guarded(ctx, r) {
 		return plugin.NextOrFailure(name, h.Next, ctx, w, r)
 	}
+	if !h.policy.opens(r.Question[0].Name) {
+		if h.policy.refuseOthers {
+			return h.refuse(w, r)
+		}
+		return plugin.NextOrFailure(name, h.Next, ctx, w, r)
+	}
 	q := newQuery()
-	q.Context, q.ResponseWriter, q.guard, q.request, q.question = ctx, w, h.guard, r, r.Question[0]
+	q.Context, q.ResponseWriter, q.handler, q.request, q.question = ctx, w, h, r, r.Question[0]
 	rcode, err := h.next(q, r)
 	if q.refused {
 		// The client has its SERVFAIL. Whatever the chain thinks, the server
@@ -42,6 +54,14 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 		return dns.RcodeSuccess, err
 	}
 	return rcode, err
+}
+
+// refuse answers that the name is none of those that may be asked for.
+func (h *Handler) refuse(w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	answersRefused.Inc()
+	m := new(dns.Msg).SetRcode(r, dns.RcodeRefused)
+	explain(m, r, dns.ExtendedErrorCodeProhibited, "the name is none of those that may be asked for here")
+	return dns.RcodeRefused, w.WriteMsg(m)
 }
 
 // next hands the query on, as plugin.NextOrFailure would, but without the writer

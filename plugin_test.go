@@ -41,7 +41,7 @@ func (c *client) WriteMsg(m *dns.Msg) error {
 
 // serve lets the plugin serve a request, before next in the chain.
 func (c *client) serve(request *dns.Msg, next test.HandlerFunc) (rcode int, err error) {
-	h := &Handler{Next: next, guard: c.guard}
+	h := &Handler{Next: next, guard: c.guard, policy: c.policy}
 	return h.ServeDNS(c.Context(), c, request)
 }
 
@@ -272,7 +272,7 @@ func TestLeavesOthersAlone(t *testing.T) {
 // answer is part of the one that is.
 func TestInnerLookups(t *testing.T) {
 	r := newRig(t, "ipdestinationguard nft-local {\nhold 10ms\n}")
-	h := &Handler{guard: r.guard}
+	h := &Handler{guard: r.guard, policy: r.policy}
 	h.Next = test.HandlerFunc(func(ctx context.Context, w dns.ResponseWriter, req *dns.Msg) (int, error) {
 		if req.Question[0].Qtype == dns.TypeA {
 			return answering(t, "a.test. 60 A 192.0.2.1")(ctx, w, req)
@@ -299,7 +299,7 @@ func TestContextIsHandedOn(t *testing.T) {
 	r := newRig(t, "ipdestinationguard nft-local")
 	ctx, cancel := context.WithCancel(context.WithValue(t.Context(), key{}, "value"))
 	cancel()
-	h := &Handler{guard: r.guard, Next: test.HandlerFunc(func(ctx context.Context, _ dns.ResponseWriter, _ *dns.Msg) (int, error) {
+	h := &Handler{guard: r.guard, policy: r.policy, Next: test.HandlerFunc(func(ctx context.Context, _ dns.ResponseWriter, _ *dns.Msg) (int, error) {
 		if ctx.Value(key{}) != "value" || ctx.Err() == nil || ctx.Value(insideKey{}) == nil {
 			t.Error("another context")
 		}

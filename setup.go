@@ -13,6 +13,7 @@ import (
 	clog "github.com/coredns/coredns/plugin/pkg/log"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/identity"
 	"github.com/destination-guard/coredns-ip-destination-guard/nft"
 )
 
@@ -43,6 +44,11 @@ var newBackend = func(inForce *backend.InForce, events backend.Observer) backend
 	return nft.New(inForce, events)
 }
 
+// watchSurroundings begins to follow the kernel's tables.
+var watchSurroundings = func() (surroundings, error) {
+	return identity.Watch(func(err error) { log.Errorf("Following addresses and neighbours: %v", err) })
+}
+
 // process holds the guard that runs, if one does.
 var process struct {
 	sync.Mutex
@@ -55,7 +61,7 @@ func engine() *guard {
 	process.Lock()
 	defer process.Unlock()
 	if process.guard == nil {
-		process.guard = newGuard(newBackend, time.Now)
+		process.guard = newGuard(newBackend, watchSurroundings, time.Now)
 	}
 	return process.guard
 }
@@ -70,14 +76,15 @@ func running() *guard {
 // generation is what the server blocks of one Corefile have in common.
 type generation struct {
 	settings *settings
-	joined   string // the place of the first block without settings
+	joined   string   // the place of the first block without settings
+	warnings []string // of all blocks
 }
 
 type generationKey struct{}
 
 // setup reads one server block's directive. It has no effect outside.
 func setup(c *caddy.Controller) error {
-	s, place, err := parse(c)
+	s, p, err := parse(c)
 	if err != nil {
 		return plugin.Error(name, err)
 	}
@@ -90,21 +97,24 @@ func setup(c *caddy.Controller) error {
 		c.OnStartup(gen.check)
 		c.OnFinalShutdown(shutdown)
 	}
-	if err := gen.add(s, place); err != nil {
+	if err := gen.add(s, p); err != nil {
 		return plugin.Error(name, err)
 	}
+	c.OnStartup(p.open)
+	c.OnShutdown(p.close)
 	dnsserver.GetConfig(c).AddPlugin(func(next plugin.Handler) plugin.Handler {
-		return &Handler{Next: next, guard: engine()}
+		return &Handler{Next: next, guard: engine(), policy: p}
 	})
 	return nil
 }
 
 // add takes what one server block says.
-func (gen *generation) add(s *settings, place string) error {
+func (gen *generation) add(s *settings, p *policy) error {
+	gen.warnings = append(gen.warnings, p.warnings...)
 	switch {
 	case s == nil:
 		if gen.joined == "" {
-			gen.joined = place
+			gen.joined = p.place
 		}
 	case gen.settings == nil:
 		gen.settings = s
@@ -112,7 +122,6 @@ func (gen *generation) add(s *settings, place string) error {
 		if text := s.contradiction(gen.settings); text != "" {
 			return errors.New(text)
 		}
-		gen.settings.warnings = append(gen.settings.warnings, s.warnings...)
 	}
 	return nil
 }
@@ -126,7 +135,7 @@ func (gen *generation) check() error {
 	if s == nil {
 		return plugin.Error(name, fmt.Errorf("%s joins a guard, but no server block sets one up: say in one of them which of nft-local, nft-gateway and nft-both it is", gen.joined))
 	}
-	for _, w := range s.warnings {
+	for _, w := range gen.warnings {
 		log.Warning(w)
 	}
 	if s.local() && len(s.allowed)+len(s.allowedLocal) == 0 {
@@ -136,7 +145,7 @@ func (gen *generation) check() error {
 	if g.armed() && g.settings.Load().table != s.table {
 		return plugin.Error(name, fmt.Errorf("%s: the table cannot be renamed from %q to %q by a reload: restart CoreDNS", s.place, g.settings.Load().table, s.table))
 	}
-	err := g.backend.Check(s.rules())
+	err := g.backend.Check(s.rules(nil))
 	if permission := (*backend.PermissionError)(nil); errors.As(err, &permission) {
 		return plugin.Error(name, fmt.Errorf("%s: the firewall cannot be set up: %w: run CoreDNS as root, or as deployment/ipdestinationguard-coredns.service does; in a container with --cap-add NET_ADMIN", s.place, err))
 	}

@@ -125,6 +125,8 @@ func TestServerBlocksShareOneGuard(t *testing.T) {
 		{"the bare word after it", []string{full, "ipdestinationguard", "ipdestinationguard"}},
 		{"the bare word before it", []string{"ipdestinationguard", full}},
 		{"a block without", []string{"", full}},
+		{"only what is a block's own after it", []string{full, "ipdestinationguard {\n private **\n canary off\n}"}},
+		{"only what is a block's own before it", []string{"ipdestinationguard {\n private a.test 10.0.0.0/8\n}", full}},
 		{"other words for the same", []string{full, "ipdestinationguard {\n allowedIPs 192.0.2.0/25 192.0.2.128/25\n mode nft-both\n interfaces lan0 lan0\n hold 1000ms\n}"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -148,6 +150,8 @@ func TestStartFails(t *testing.T) {
 		{"a mistake of another plugin", corefile("ipdestinationguard nft-local\n bind nowhere/"), ""},
 		{"blocks contradict each other", corefile("ipdestinationguard nft-local", "ipdestinationguard nft-both"),
 			"plugin/ipdestinationguard: mode nft-both at Corefile:8 contradicts nft-local at Corefile:3"},
+		{"nobody sets up, only what is their own", corefile("ipdestinationguard {\n  private **\n }"),
+			"plugin/ipdestinationguard: Corefile:3 joins a guard, but no server block sets one up"},
 		{"nobody sets up", corefile("ipdestinationguard", "ipdestinationguard"),
 			"plugin/ipdestinationguard: Corefile:3 joins a guard, but no server block sets one up"},
 		{"another plugin does not start", corefile("ipdestinationguard nft-local\n trouble"), "trouble"},

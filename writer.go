@@ -3,6 +3,7 @@ package ipdestinationguard
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 
 	"github.com/miekg/dns"
@@ -16,7 +17,7 @@ import (
 type query struct {
 	context.Context
 	dns.ResponseWriter
-	guard    *guard
+	handler  *Handler
 	request  *dns.Msg
 	question dns.Question // as the client asked it: rewrite changes the request
 	refused  bool
@@ -54,21 +55,47 @@ func (q *query) Value(key any) any {
 
 // WriteMsg implements dns.ResponseWriter.
 func (q *query) WriteMsg(m *dns.Msg) error {
-	if err := q.permit(m); err != nil {
+	m, err := q.permitted(m)
+	if err != nil {
+		answersFailed.Inc()
 		q.refused = true
 		m = refusal(q.request, q.question, err)
 	}
 	return q.ResponseWriter.WriteMsg(m)
 }
 
-func (q *query) permit(m *dns.Msg) error {
+// permitted returns what the client may get of m, when it may.
+func (q *query) permitted(m *dns.Msg) (*dns.Msg, error) {
+	g := q.handler.guard
+	if err := g.await(q.Context); err != nil {
+		return nil, err
+	}
+	scope := g.scope(q.RemoteAddr(), q.request)
+	m = q.strip(m, scope)
 	var few [8]target
 	targets, err := readAnswer(q.question, m, few[:0])
-	if err != nil {
-		answersFailed.Inc()
-		return err
+	if err != nil || len(targets) == 0 {
+		return m, err
 	}
-	return q.guard.permit(q.Context, targets)
+	return m, g.permit(q.Context, scope, targets)
+}
+
+// strip returns what somebody may know of m: mostly m.
+func (q *query) strip(m *dns.Msg, scope backend.Scope) *dns.Msg {
+	g := q.handler.guard
+	f := filter{q.handler.policy, g.settings.Load(), g.own, scope, q.question.Name}
+	if f.clean(m) {
+		return m
+	}
+	m, s := f.strip(q.question, m)
+	if s.why == nil {
+		return m // an address has ceased to be our own in between
+	}
+	g.stripped(q.question, s)
+	if s.empty {
+		explain(m, q.request, dns.ExtendedErrorCodeFiltered, fmt.Sprintf("stripped %v: %s", s.first, s.why.Why))
+	}
+	return m
 }
 
 // Write implements dns.ResponseWriter: packed answers are read as well.
@@ -90,15 +117,32 @@ func refusal(request *dns.Msg, question dns.Question, reason error) *dns.Msg {
 	m.SetRcode(request, dns.RcodeServerFailure)
 	m.Question = []dns.Question{question}
 	m.RecursionAvailable = true
-	if opt := request.IsEdns0(); opt != nil {
-		m.SetEdns0(opt.UDPSize(), opt.Do())
-		code := dns.ExtendedErrorCodeOther
-		if errors.Is(reason, backend.ErrLate) {
-			code = dns.ExtendedErrorCodeNotReady
-		}
-		m.IsEdns0().Option = append(m.IsEdns0().Option, &dns.EDNS0_EDE{
-			InfoCode: code, ExtraText: name + ": " + reason.Error(),
-		})
+	code := dns.ExtendedErrorCodeOther
+	if errors.Is(reason, backend.ErrLate) {
+		code = dns.ExtendedErrorCodeNotReady
 	}
+	explain(m, request, code, reason.Error())
 	return m
+}
+
+// explain adds to an answer the reason why it is as it is, if the client can read
+// it (RFC 8914). The OPT record may be somebody else's, so it is replaced.
+func explain(m, request *dns.Msg, code uint16, text string) {
+	asked := request.IsEdns0()
+	if asked == nil {
+		return
+	}
+	opt := new(dns.OPT)
+	if had := m.IsEdns0(); had != nil {
+		opt = dns.Copy(had).(*dns.OPT)
+		m.Extra = without(m.Extra, func(rr dns.RR) bool { return rr == dns.RR(had) })
+	} else {
+		opt.Hdr.Name, opt.Hdr.Rrtype = ".", dns.TypeOPT
+		opt.SetUDPSize(asked.UDPSize())
+		if asked.Do() {
+			opt.SetDo()
+		}
+	}
+	opt.Option = append(opt.Option, &dns.EDNS0_EDE{InfoCode: code, ExtraText: name + ": " + text})
+	m.Extra = append(m.Extra, opt)
 }

@@ -66,17 +66,26 @@ type Rules struct {
 	// the other. Grants of other kinds are refused; Open ends those that live.
 	LocalHolders, GatewayHolders []Holder
 
+	// OnLink are the networks of this machine's own wires. A Link holds grants
+	// for what comes from there only: what a neighbour forwards for others has
+	// the neighbour's Ethernet address too.
+	OnLink []netip.Prefix
+
 	// Interfaces limits the guard of forwarded traffic to what comes in by
 	// these; empty means by any.
 	Interfaces []string
+
+	// DNSPorts lets grants open the ports of DNS, 53 and 853, as well.
+	DNSPorts bool
 
 	// MaxGrants is how many grants of each IP version there may be.
 	MaxGrants int
 }
 
-// Know reports whether grants of such holders open anything.
+// Know reports whether such holders have grants, be it for a chain that only a
+// reload brings.
 func (r *Rules) Know(h Holder) bool {
-	return r.Local && slices.Contains(r.LocalHolders, h) || r.Gateway && slices.Contains(r.GatewayHolders, h)
+	return slices.Contains(r.LocalHolders, h) || slices.Contains(r.GatewayHolders, h)
 }
 
 // Grantable returns ErrScope, in words, if there cannot be such a grant.
@@ -141,7 +150,11 @@ type Observer interface {
 	// the sets, and they have been put back.
 	Repaired(what string)
 
-	// Enforcing: the rules are in force, or no longer are.
+	// Withstood: somebody else has removed the rules of all others, and could
+	// not remove these.
+	Withstood()
+
+	// Enforcing: the rules and all grants are in force, or no longer are.
 	Enforcing(bool)
 }
 

@@ -41,9 +41,13 @@ func LinkScope(hw [6]byte) Scope {
 func (s Scope) Key(addr netip.Addr) Key { return Key{s, addr.As16()} }
 
 // CanReach reports whether there can be a grant for addr: packets have one IP
-// version.
+// version, and what comes from a link-local IPv6 address is never forwarded.
 func (s Scope) CanReach(addr netip.Addr) bool {
-	return s.Holder != Client || netip.AddrFrom16(s.ID).Unmap().Is4() == addr.Is4()
+	if s.Holder != Client {
+		return true
+	}
+	from := netip.AddrFrom16(s.ID).Unmap()
+	return from.Is4() == addr.Is4() && (from.Is4() || !from.IsLinkLocalUnicast() && !from.IsUnspecified())
 }
 
 // String names the holder for people.

@@ -42,5 +42,8 @@ func chains(ruleset string) map[string][]string {
 			rules[chain] = append(rules[chain], line)
 		}
 	}
+	for chain, list := range rules {
+		rules[chain] = slices.Compact(list) // one that parts sets, and the last
+	}
 	return rules
 }

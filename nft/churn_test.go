@@ -20,11 +20,7 @@ func TestChurn(t *testing.T) {
 	// Half of them are IPv4, half IPv6, and twice as many have room, since what
 	// runs out while this machine is held up is left to the kernel.
 	rules.MaxGrants = int(life/every) * atOnce
-	g := &guarded{t, nil, &diary{}}
-	g.Backend = observed(t, g.diary)
-	if err := g.Open(rules); err != nil {
-		t.Fatal(err)
-	}
+	g := open(t, observed, rules)
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	made := 0

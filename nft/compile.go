@@ -12,75 +12,32 @@ import (
 	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
-
-	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
 // armingPeriod is how long TCP connections may go on of which connection
 // tracking saw nothing before the guard first switched it on.
 const armingPeriod = 30 * time.Second
 
-// present is what stands in the kernel under the name of our table.
-type present struct {
-	exists bool
-	flags  uint32 // of the table: a dormant one has no effect
-	sets   map[string]*nftables.Set
-	chains map[string]*nftables.Chain
-	rules  map[string][]uint64 // handles, by chain
-	fixed  map[string][]string // elements that do not end by themselves, by set
-}
-
-// adoptable reports whether the table's grants can be kept: nothing in it
-// stands in the way of the wanted sets and chains.
-func (rs ruleset) adoptable(p present) bool {
-	for _, have := range p.sets {
-		if have.IsMap {
-			return false // none of ours; its verdicts would hold on to chains
-		}
-	}
-	for _, s := range rs.sets {
-		if have := p.sets[s.name]; have != nil && s.timeout &&
-			(!have.HasTimeout || have.Interval || have.KeyType.Name != s.key.Name || have.Size != uint32(s.size)) {
-			return false
-		}
-	}
-	for _, c := range rs.chains {
-		if have := p.chains[c.name]; have != nil &&
-			(have.Hooknum == nil || *have.Hooknum != *c.hook || have.Priority == nil || *have.Priority != *nftables.ChainPriorityFilter || have.Type != nftables.ChainTypeFilter) {
-			return false
-		}
-	}
-	return true
-}
-
-// hasGrants reports whether sets for the grants of these rules stand there.
-func (p present) hasGrants(r backend.Rules) bool {
-	return slices.ContainsFunc(grantSetsFor(r), func(s *grantSet) bool { return p.sets[s.name] != nil })
-}
-
 // compile returns the messages of one transaction that turns what is present
-// into the ruleset. Live grants survive it, unless what is present is of some
-// other make; then it is replaced whole. Where it is the first arming,
-// connections may go on that are older than connection tracking.
-func (rs ruleset) compile(p present, first bool) ([]netlink.Message, error) {
+// into the ruleset, in a table with these flags. Live grants survive it where
+// what is present is kept. Where it is the first arming, connections may go on
+// that are older than connection tracking.
+func (rs ruleset) compile(p present, keep bool, flags uint32, first bool) (msgs []netlink.Message, err error) {
 	table := &nftables.Table{Name: rs.table, Family: nftables.TableFamilyINet}
 	first = first && p.sets[setArming] == nil // also where a boot-time ruleset stands
-	msgs, err := compose(func(c *nftables.Conn) error {
-		c.AddTable(table)
-		if !p.exists {
-			return nil
+	if p.exists && !keep {
+		if msgs, err = deleteTable(rs.table); err != nil {
+			return nil, err
 		}
-		if !rs.adoptable(p) {
-			c.DelTable(table)
-			c.AddTable(table)
-			p = present{}
-			return nil
+		p = present{}
+	}
+	msgs = append(msgs, newTable(rs.table, flags))
+	if p.exists {
+		more, err := compose(func(c *nftables.Conn) error { rs.clear(c, table, p); return nil })
+		if err != nil {
+			return nil, err
 		}
-		rs.clear(c, table, p)
-		return nil
-	})
-	if err != nil {
-		return nil, err
+		msgs = append(msgs, more...)
 	}
 	for _, s := range rs.sets {
 		more, err := s.compile(table)

@@ -95,7 +95,7 @@ func parseElement(data []byte, set *grantSet) (e element, ok bool) {
 func (s *socket) get(table string, k backend.Key) (left time.Duration, found bool, err error) {
 	set := &grantSets[setOf(k)]
 	attrs := appendElements(nil, table, set, []element{{key: k}})
-	err = s.request(unix.NFT_MSG_GETSETELEM, 0, attrs, func(data []byte) bool {
+	err = s.request(unix.NFT_MSG_GETSETELEM, 0, unix.NFPROTO_INET, attrs, func(data []byte) bool {
 		parseElements(data, set, func(e element) { left, found = e.left, true })
 		return true
 	})
@@ -112,7 +112,7 @@ func (s *socket) get(table string, k backend.Key) (left time.Duration, found boo
 func (s *socket) dump(table string, set *grantSet, each func([]element) (more bool)) error {
 	attrs := appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, table)
 	attrs = appendString(attrs, unix.NFTA_SET_ELEM_LIST_SET, set.name)
-	return s.request(unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, attrs, func(data []byte) bool {
+	return s.request(unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, unix.NFPROTO_INET, attrs, func(data []byte) bool {
 		var part []element
 		parseElements(data, set, func(e element) { part = append(part, e) })
 		return each(part)

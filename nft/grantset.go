@@ -27,6 +27,7 @@ type field struct {
 	size  int                               // bytes that count; the kernel pads to four
 	load  expr.Any                          // into the first register
 	check []expr.Any                        // before it is loaded
+	near  bool                              // only if the packet was not forwarded before
 	id    func(*backend.Scope) []byte       // what the kernel compares with
 	scope func(id []byte) (s backend.Scope) // the other way
 	print func(id []byte) string            // as nft prints it
@@ -90,6 +91,7 @@ var (
 		print: addrText,
 	}
 	etherSource = field{
+		near: true,
 		text: "ether saddr", key: nftables.TypeEtherAddr, size: 6, load: payload(expr.PayloadBaseLLHeader, 6, 6),
 		check: []expr.Any{load(expr.MetaKeyIIFTYPE), is(1, 0)}, // ARPHRD_ETHER
 		id:    func(s *backend.Scope) []byte { return s.ID[:6] },
@@ -173,8 +175,18 @@ func (s *grantSet) match() match {
 	// The address goes into the first free register of four bytes.
 	next := *to.(*expr.Payload)
 	next.DestRegister = firstRegister32 + uint32(align(s.who.size)/4)
-	all := append(slices.Concat(exprs, s.who.check), s.who.load, &next, lookup)
-	return match{text: s.who.text + " . " + name + " @" + s.name, exprs: all}
+	text := s.who.text + " . " + name + " @" + s.name
+	all := slices.Clone(exprs)
+	if s.who.near {
+		source, set := source6, forVersion(setOnLink, s.ipv4)
+		if s.ipv4 {
+			source = source4
+		}
+		all = append(all, source.load, &expr.Lookup{SourceRegister: register, SetName: set})
+		text = source.text + " @" + set + " " + text
+	}
+	all = append(append(all, s.who.check...), s.who.load, &next, lookup)
+	return match{text: text, exprs: all}
 }
 
 // firstRegister32 is NFT_REG32_00, the first four bytes of register 1.

@@ -84,6 +84,16 @@ var (
 	}}
 )
 
+// tcpOrUDP and dnsPorts together are DNS, plain and over TLS or QUIC.
+var (
+	tcpOrUDP = match{text: "meta l4proto { tcp, udp }", exprs: []expr.Any{
+		load(expr.MetaKeyL4PROTO), &expr.Lookup{SourceRegister: register},
+	}, set: &literal{key: nftables.TypeInetProto, elements: []nftables.SetElement{{Key: []byte{unix.IPPROTO_TCP}}, {Key: []byte{unix.IPPROTO_UDP}}}}}
+	dnsPorts = match{text: "th dport { 53, 853 }", exprs: []expr.Any{
+		payload(expr.PayloadBaseTransportHeader, 2, 2), &expr.Lookup{SourceRegister: register},
+	}, set: &literal{key: nftables.TypeInetService, elements: []nftables.SetElement{{Key: []byte{0, 53}}, {Key: []byte{853 >> 8, 853 & 0xff}}}}}
+)
+
 func ctState(names string) match {
 	bits := map[string]uint32{
 		"invalid": expr.CtStateBitINVALID, "new": expr.CtStateBitNEW,

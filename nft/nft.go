@@ -64,7 +64,7 @@ const maxWaiting = 1 << 16
 // table of what is in force must have no other writer.
 func New(inForce *backend.InForce, events backend.Observer) *Backend {
 	b := &Backend{inForce: inForce, events: events, wake: make(chan struct{}, 1), stop: make(chan struct{})}
-	b.writer.Backend = b
+	b.writer.Backend, b.writer.ownership = b, tableOwned
 	b.clock = time.AfterFunc(time.Hour, b.settleLate)
 	b.clock.Stop()
 	go b.run()
@@ -269,7 +269,10 @@ func (b *Backend) take(limit int) []*request {
 
 // explain turns errnos into what an administrator can act on.
 func explain(err error) error {
+	var taken *takenError
 	switch {
+	case errors.As(err, &taken):
+		return err
 	case errors.Is(err, unix.EPERM):
 		return &backend.PermissionError{Need: "CAP_NET_ADMIN", Err: err}
 	case errors.Is(err, unix.ENFILE):

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/backend/backendtest"
@@ -20,16 +21,32 @@ import (
 func TestMain(m *testing.M) { netlab.Main(m.Run) }
 
 func TestContract(t *testing.T) {
-	backendtest.Run(t, func(t *testing.T) (backend.Backend, *backend.InForce) {
-		t.Cleanup(func() { removeTable(t, backendtest.Rules().Table) })
-		b := newBackend(t)
-		return b, b.inForce
-	})
+	for name, make := range map[string]func(*testing.T, backend.Observer) *Backend{
+		"with an owner": observed, "without an owner": ownerless,
+	} {
+		t.Run(name, func(t *testing.T) {
+			backendtest.Run(t, func(t *testing.T) (backend.Backend, *backend.InForce) {
+				t.Cleanup(func() { removeTable(t, backendtest.Rules().Table) })
+				b := make(t, backendtest.Quiet{})
+				return b, b.inForce
+			})
+		})
+	}
 }
 
-func newBackend(t testing.TB) *Backend { return observed(t, backendtest.Quiet{}) }
+func newBackend(t *testing.T) *Backend { return observed(t, backendtest.Quiet{}) }
 
-func observed(t testing.TB, events backend.Observer) *Backend {
+// ownerless makes a backend as on a kernel before 6.9, where a table that has an
+// owner cannot outlive it: with a flag that this kernel does not know.
+func ownerless(t *testing.T, events backend.Observer) *Backend {
+	b := observed(t, events)
+	if err := b.do(func(w *writer) error { w.ownership = unix.NFT_TABLE_F_MASK + 1; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func observed(t *testing.T, events backend.Observer) *Backend {
 	b := New(expiry.NewTable[backend.Key](time.Now()), events)
 	t.Cleanup(func() {
 		if err := b.Close(backend.Remove); err != nil {
@@ -49,6 +66,7 @@ type diary struct {
 
 func (d *diary) Failed(op string, err error) { d.add(fmt.Sprintf("failed: %s: %v", op, err)) }
 func (d *diary) Repaired(what string)        { d.add("repaired: " + what) }
+func (d *diary) Withstood()                  { d.add("withstood") }
 func (d *diary) Enforcing(on bool)           { d.add(fmt.Sprint("enforcing: ", on)) }
 
 func (d *diary) add(line string) {
@@ -95,11 +113,16 @@ type guarded struct {
 }
 
 // openBackend opens a backend with the contract's rules.
-func openBackend(t *testing.T) *guarded {
+func openBackend(t *testing.T) *guarded { return open(t, observed, backendtest.Rules()) }
+
+// openOwnerless opens one whose table others can change.
+func openOwnerless(t *testing.T) *guarded { return open(t, ownerless, backendtest.Rules()) }
+
+func open(t *testing.T, make func(*testing.T, backend.Observer) *Backend, rules backend.Rules) *guarded {
 	t.Helper()
-	g := &guarded{t, nil, &diary{}}
-	g.Backend = observed(t, g.diary)
-	if err := g.Open(backendtest.Rules()); err != nil {
+	d := &diary{}
+	g := &guarded{t, make(t, d), d}
+	if err := g.Open(rules); err != nil {
 		t.Fatal(err)
 	}
 	return g
@@ -189,22 +212,38 @@ func (g *guarded) relied(first, n int) bool {
 // foreign does something to the ruleset as somebody else would.
 func foreign(t testing.TB, change func(*nftables.Conn, *nftables.Table)) {
 	t.Helper()
+	if err := tryForeign(t, change); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func tryForeign(t testing.TB, change func(*nftables.Conn, *nftables.Table)) error {
+	t.Helper()
 	c, err := nftables.New()
 	if err != nil {
 		t.Fatal(err)
 	}
 	change(c, &nftables.Table{Name: backendtest.Rules().Table, Family: nftables.TableFamilyINet})
-	if err := c.Flush(); err != nil {
-		t.Fatal(err)
-	}
+	return c.Flush()
+}
+
+func addTable(c *nftables.Conn, name string) *nftables.Table {
+	return c.AddTable(&nftables.Table{Name: name, Family: nftables.TableFamilyINet})
 }
 
 // removeTable removes the table if it is there.
 func removeTable(t testing.TB, name string) {
 	t.Helper()
 	foreign(t, func(c *nftables.Conn, _ *nftables.Table) {
-		table := c.AddTable(&nftables.Table{Name: name, Family: nftables.TableFamilyINet})
-		c.DelTable(table)
+		tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, table := range tables {
+			if table.Name == name {
+				c.DelTable(table)
+			}
+		}
 	})
 }
 

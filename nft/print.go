@@ -25,13 +25,17 @@ const gcInterval = time.Minute
 
 // contents is what the kernel adds to a ruleset in use, as text.
 type contents struct {
+	flags    uint32              // of the table
 	elements map[string][]string // of sets with timeouts, by set
 	counters map[string]string   // of the last rule, by chain
 }
 
-// print writes the table as `nft list table` does.
+// print writes the table as `nft list table` does, which also names its owner.
 func (rs ruleset) print(w io.Writer, now contents) {
 	fmt.Fprintf(w, "table inet %s {\n", rs.table)
+	if now.flags != 0 {
+		fmt.Fprintf(w, "\tflags %s\n\n", flagsText(now.flags))
+	}
 	for _, s := range rs.sets {
 		fmt.Fprintf(w, "\tset %s {\n\t\ttype %s\n", s.name, s.key.Name)
 		if s.size > 0 {
@@ -140,12 +144,16 @@ func Print(w io.Writer, r backend.Rules) error {
 }
 
 func (rs ruleset) read() (contents, error) {
-	now := contents{map[string][]string{}, map[string]string{}}
+	now := contents{0, map[string][]string{}, map[string]string{}}
 	c, err := nftables.New()
 	if err != nil {
 		return now, err
 	}
-	table := &nftables.Table{Name: rs.table, Family: nftables.TableFamilyINet}
+	table, err := c.ListTableOfFamily(rs.table, nftables.TableFamilyINet)
+	if err != nil {
+		return now, err
+	}
+	now.flags = flagsOf(table)
 	for _, s := range rs.sets {
 		if !s.timeout {
 			continue
@@ -174,6 +182,17 @@ func (rs ruleset) read() (contents, error) {
 		}
 	}
 	return now, nil
+}
+
+// flagsText names a table's flags as nft does; before 1.1 it does not know persist.
+func flagsText(flags uint32) string {
+	var names []string
+	for i, name := range []string{"dormant", "owner", "persist"} {
+		if flags>>i&1 != 0 {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, ",")
 }
 
 // compareKeys orders elements as nft does: by their last field first.

@@ -49,6 +49,7 @@ const (
 	setGranted   = "granted"
 	setArming    = "arming"
 	setGuarded   = "guarded"
+	setOnLink    = "on-link"
 )
 
 // newRuleset writes down the table for the rules wanted.
@@ -67,10 +68,13 @@ func newRuleset(r backend.Rules) ruleset {
 	rs.addSets("allowed-local", "always open to this machine: allowedLocalIPs", r.AllowedLocal)
 	rs.addSets("allowed-gateway", "always open to the network behind: allowedGatewayIPs", r.AllowedGateway)
 
+	if r.Know(backend.Link) {
+		rs.addSets(setOnLink, "this machine's own wires, where a packet's Ethernet address is its sender's", r.OnLink)
+	}
 	if r.Local {
 		rs.chains = append(rs.chains, chain{
 			name: chainOutput, hook: nftables.ChainHookOutput,
-			rules: concat(preamble(), dhcpClient(), allowed("allowed-local"), granted(r.LocalHolders), refuse()),
+			rules: concat(preamble(), dhcpClient(), allowed("allowed-local"), granted(r.LocalHolders, r.DNSPorts), refuse()),
 		})
 	}
 	if r.Gateway {
@@ -84,7 +88,7 @@ func newRuleset(r backend.Rules) ruleset {
 		}
 		rs.chains = append(rs.chains, chain{
 			name: chainForward, hook: nftables.ChainHookForward,
-			rules: concat(unguarded, preamble(), allowed("allowed-gateway"), granted(r.GatewayHolders), refuse()),
+			rules: concat(unguarded, preamble(), allowed("allowed-gateway"), granted(r.GatewayHolders, r.DNSPorts), refuse()),
 		})
 	}
 	return rs
@@ -170,9 +174,13 @@ func allowed(chainsOwn string) []rule {
 	return rules
 }
 
-// granted lets through what holders of grants send where they may.
-func granted(holders []backend.Holder) []rule {
+// granted lets through what holders of grants send where they may, but no
+// questions to other resolvers.
+func granted(holders []backend.Holder, dns bool) []rule {
 	var rules []rule
+	if !dns {
+		rules = append(rules, rule{"no DNS answer opens another resolver", []match{tcpOrUDP, dnsPorts}, rejectProhibited})
+	}
 	for i := range grantSets {
 		if slices.Contains(holders, grantSets[i].holder) {
 			rules = append(rules, rule{"opened by a DNS answer", []match{grantSets[i].match()}, accept})

@@ -159,7 +159,9 @@ func (s *socket) transact(b *batch) error {
 		if err := parseError(h, data); err == nil {
 			acknowledged = true
 		} else if refused == nil {
-			refused = err
+			if refused = err; errors.Is(err, unix.EPERM) && h.Seq != first {
+				refused = &takenError{err} // who may do nothing hears it at the begin
+			}
 		}
 		return h.Seq != last // what the kernel says of the others comes before
 	})
@@ -176,9 +178,9 @@ func (s *socket) transact(b *batch) error {
 
 // request sends one message and hands the attributes of each answer to each,
 // until that wants no more.
-func (s *socket) request(typ, flags uint16, attrs []byte, each func(data []byte) (more bool)) error {
+func (s *socket) request(typ, flags uint16, family byte, attrs []byte, each func(data []byte) (more bool)) error {
 	s.seq++
-	b := appendHeader(nil, unix.NFNL_SUBSYS_NFTABLES<<8|typ, unix.NLM_F_REQUEST|flags, s.seq, unix.NFPROTO_INET, 0)
+	b := appendHeader(nil, unix.NFNL_SUBSYS_NFTABLES<<8|typ, unix.NLM_F_REQUEST|flags, s.seq, family, 0)
 	b = append(b, attrs...)
 	binary.NativeEndian.PutUint32(b, uint32(len(b)))
 	if err := s.send(b); err != nil {
@@ -202,10 +204,17 @@ func (s *socket) request(typ, flags uint16, attrs []byte, each func(data []byte)
 	return err
 }
 
+// works reports whether the kernel answers over this socket.
+func (s *socket) works() bool {
+	_, err := s.generation()
+	var refused *kernelError
+	return err == nil || errors.As(err, &refused)
+}
+
 // generation asks for the ruleset's generation, which every transaction on this
 // network namespace raises by one.
 func (s *socket) generation() (id uint32, err error) {
-	err = s.request(unix.NFT_MSG_GETGEN, 0, nil, func(data []byte) bool {
+	err = s.request(unix.NFT_MSG_GETGEN, 0, unix.NFPROTO_UNSPEC, nil, func(data []byte) bool {
 		for typ, value := range attributes(data) {
 			if typ == unix.NFTA_GEN_ID && len(value) == 4 {
 				id = binary.BigEndian.Uint32(value)

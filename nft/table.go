@@ -3,11 +3,9 @@ package nft
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
-	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
@@ -40,6 +38,7 @@ func (w *writer) open(r backend.Rules) error {
 	bridge.Allowed = slices.Concat(old.Allowed, r.Allowed)
 	bridge.AllowedLocal = slices.Concat(old.AllowedLocal, r.AllowedLocal)
 	bridge.AllowedGateway = slices.Concat(old.AllowedGateway, r.AllowedGateway)
+	bridge.OnLink = slices.Concat(old.OnLink, r.OnLink)
 	err := w.arm(bridge)
 	if err == nil {
 		err = w.arm(r)
@@ -62,26 +61,28 @@ func (w *writer) arm(r backend.Rules) error {
 	var stood present
 	lost := false
 	for try, end := 0, time.Now().Add(patience); ; try++ {
-		before, adopted, err := w.commitRules(rs, r.Table, false)
+		before, kept, err := w.commitRules(rs, r.Table, false)
 		if err != nil {
 			return err
 		}
 		if try == 0 {
 			stood = before
 		}
-		lost = lost || !adopted
+		lost = lost || !kept
 		w.rules, w.opened, w.broken = r, true, nil
 		if w.remember() || time.Now().After(end) {
 			break
 		}
 	}
 	switch {
-	case first && !lost && stood.hasGrants(r):
+	case first && !lost && stood.hasGrants():
 		go w.adopt(r)
-	case lost || !w.holdsGrants():
+	case !w.holdsGrants():
 		w.putBackGrants()
 	}
-	w.events.Enforcing(true)
+	w.free = nil
+	w.lookAround()
+	w.enforce(len(w.restore) == 0)
 	return nil
 }
 
@@ -106,11 +107,11 @@ func (w *writer) forget(r backend.Rules) {
 }
 
 // commitRules turns what stands in the kernel into rs. It returns what stood
-// there, and whether its grants live on.
-func (w *writer) commitRules(rs ruleset, table string, dryRun bool) (before present, adopted bool, err error) {
+// there, and whether it has been kept, and its grants with it.
+func (w *writer) commitRules(rs ruleset, table string, dryRun bool) (before present, kept bool, err error) {
 	for end := time.Now().Add(patience); ; {
 		last := time.Now().After(end)
-		before, err = w.tryRules(rs, table, dryRun, last)
+		before, kept, err = w.tryRules(rs, table, dryRun, last)
 		if !errors.Is(err, unix.ERESTART) || last { // somebody else came between
 			break
 		}
@@ -118,7 +119,7 @@ func (w *writer) commitRules(rs ruleset, table string, dryRun bool) (before pres
 	if err != nil {
 		return before, false, fmt.Errorf("table inet %s: %w", table, err)
 	}
-	return before, before.exists && rs.adoptable(before), nil
+	return before, kept, nil
 }
 
 // patience is how long rules are tried again while others keep changing theirs,
@@ -126,57 +127,88 @@ func (w *writer) commitRules(rs ruleset, table string, dryRun bool) (before pres
 const patience = time.Second
 
 // tryRules fails with ERESTART if somebody else changes a ruleset meanwhile,
-// unless it is forced: then what was read may be out of date.
-func (w *writer) tryRules(rs ruleset, table string, dryRun, forced bool) (before present, err error) {
+// unless it is forced: then what was read may be out of date. To a table that is
+// our own that makes no difference.
+func (w *writer) tryRules(rs ruleset, table string, dryRun, forced bool) (before present, kept bool, err error) {
 	generation, err := w.socket.generation()
 	if err != nil {
-		return before, fmt.Errorf("reading: %w", explain(err))
+		return before, false, fmt.Errorf("reading: %w", explain(err))
 	}
 	before, err = readTable(table)
 	switch {
 	case errors.Is(err, unix.ENOENT): // deleted between two requests
-		return before, unix.ERESTART
+		return before, false, unix.ERESTART
 	case err != nil:
-		return before, fmt.Errorf("reading: %w", explain(err))
-	case forced:
-		generation = 0
+		return before, false, fmt.Errorf("reading: %w", explain(err))
 	}
-	msgs, err := rs.compile(before, !w.opened)
+	kept, flags := w.settle(rs, before)
+	msgs, err := rs.compile(before, kept, flags, !w.opened)
 	if err != nil {
-		return before, err
+		return before, kept, err
 	}
-	w.batch.begin(generation)
+	expected := generation
+	if forced || w.owned {
+		expected = 0
+	}
+	w.batch.begin(expected)
 	w.batch.add(msgs)
 	w.batch.dryRun = dryRun
+	var carried []expiry.Ended[backend.Key]
+	if !dryRun && !kept {
+		w.putBackGrants()
+		carried = w.carry(table)
+	}
 	first := w.socket.seq
-	if err := w.socket.transact(&w.batch); err != nil {
-		return before, fmt.Errorf("%s: %w", blame(err, msgs, first), explain(err))
+	err = w.socket.transact(&w.batch)
+	if err != nil && len(carried) > 0 && !errors.Is(err, unix.ERESTART) && !errors.Is(err, errUnknown) {
+		carried = nil // the rules must not fail for their sake
+		w.batch.begin(expected)
+		w.batch.add(msgs)
+		first = w.socket.seq
+		err = w.socket.transact(&w.batch)
+	}
+	if m := refusedMessage(err, msgs, first); flags != 0 && knowsNoOwners(err, m) {
+		w.ownership = 0
+		return w.tryRules(rs, table, dryRun, forced)
+	} else if err != nil {
+		return before, kept, fmt.Errorf("%s: %w", blame(m), explain(err))
 	}
 	if !dryRun {
 		w.generation = next(generation)
+		w.owned = flags != 0
+		w.carriedOver(carried)
 	}
-	return before, nil
+	return before, kept, nil
 }
 
-// blame says which of the messages, numbered after first, the kernel refused.
-func blame(err error, msgs []netlink.Message, first uint32) string {
+// refusedMessage returns which of the messages, numbered after first, the kernel
+// refused, or nil.
+func refusedMessage(err error, msgs []netlink.Message, first uint32) *netlink.Message {
 	var refused *kernelError
 	if errors.As(err, &refused) {
 		if i := int(refused.seq-first) - 1; i >= 0 && i < len(msgs) {
-			for typ, value := range attributes(msgs[i].Data[4:]) {
-				switch uint16(msgs[i].Header.Type) & 0xff {
-				case unix.NFT_MSG_NEWRULE:
-					if typ == unix.NFTA_RULE_USERDATA && len(value) > 2 {
-						return fmt.Sprintf("the rule for %q", cString(value[2:]))
-					}
-				case unix.NFT_MSG_NEWSET, unix.NFT_MSG_NEWSETELEM:
-					if typ == unix.NFTA_SET_NAME {
-						return "set " + cString(value)
-					}
-				case unix.NFT_MSG_NEWCHAIN:
-					if typ == unix.NFTA_CHAIN_NAME {
-						return "chain " + cString(value)
-					}
+			return &msgs[i]
+		}
+	}
+	return nil
+}
+
+// blame says what a message was about that the kernel refused.
+func blame(m *netlink.Message) string {
+	if m != nil {
+		for typ, value := range attributes(m.Data[4:]) {
+			switch uint16(m.Header.Type) & 0xff {
+			case unix.NFT_MSG_NEWRULE:
+				if typ == unix.NFTA_RULE_USERDATA && len(value) > 2 {
+					return fmt.Sprintf("the rule for %q", cString(value[2:]))
+				}
+			case unix.NFT_MSG_NEWSET, unix.NFT_MSG_NEWSETELEM:
+				if typ == unix.NFTA_SET_NAME {
+					return "set " + cString(value)
+				}
+			case unix.NFT_MSG_NEWCHAIN:
+				if typ == unix.NFTA_CHAIN_NAME {
+					return "chain " + cString(value)
 				}
 			}
 		}
@@ -185,13 +217,14 @@ func blame(err error, msgs []netlink.Message, first uint32) string {
 }
 
 // remember notes what stands in the kernel now, to notice when somebody else
-// changes it, and reports whether it is what we have just put there: if the
-// generation is another already, it may be somebody else's.
+// changes it, and reports whether it is what we have just put there: if the table
+// has no owner and the generation is another already, it may be somebody else's.
 func (w *writer) remember() bool {
 	p, err := readTable(w.rules.Table)
 	if err == nil {
 		var g uint32
-		if g, err = w.socket.generation(); err == nil && g == w.generation {
+		if g, err = w.socket.generation(); err == nil && (w.owned || g == w.generation) {
+			w.generation = g
 			w.installed, w.suspect = &p, false
 			return true
 		}
@@ -205,12 +238,8 @@ func (w *writer) close(leave backend.Leave) error {
 	close(w.stop)
 	opened := w.opened
 	w.opened = false
-	defer func() {
-		if w.socket != nil {
-			w.socket.close()
-		}
-	}()
-	w.events.Enforcing(false)
+	defer w.disconnect()
+	w.enforce(false)
 	if leave == backend.Keep || !opened {
 		return nil
 	}
@@ -236,85 +265,10 @@ func (w *writer) connect() (err error) {
 	return explain(err)
 }
 
-// readTimeout bounds the wait for an answer of the kernel that got lost.
-const readTimeout = 2 * time.Second
-
-// readTable reads the outline of our table, and of no other.
-func readTable(name string) (present, error) {
-	p := present{sets: map[string]*nftables.Set{}, chains: map[string]*nftables.Chain{}, rules: map[string][]uint64{}, fixed: map[string][]string{}}
-	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
-		return c.SetDeadline(time.Now().Add(readTimeout))
-	}))
-	if err != nil {
-		return p, err
+// disconnect leaves a table that is ours as an orphan.
+func (w *writer) disconnect() {
+	if w.socket != nil {
+		w.socket.close()
 	}
-	defer func() { _ = c.CloseLasting() }()
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return p, err
-	}
-	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == name })
-	if i < 0 {
-		return p, nil
-	}
-	p.exists = true
-	table := tables[i]
-	p.flags = table.Flags
-	sets, err := c.GetSets(table)
-	if err != nil {
-		return p, err
-	}
-	for _, s := range sets {
-		p.sets[s.Name] = s
-		if s.HasTimeout || s.Anonymous {
-			continue // they change by themselves, or never
-		}
-		elements, err := c.GetSetElements(s)
-		if err != nil {
-			return p, err
-		}
-		var all []string
-		for _, e := range elements {
-			all = append(all, fmt.Sprint(e.Key, e.IntervalEnd))
-		}
-		slices.Sort(all)
-		p.fixed[s.Name] = all
-	}
-	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return p, err
-	}
-	for _, ch := range chains {
-		if ch.Table.Name != name {
-			continue
-		}
-		p.chains[ch.Name] = ch
-		rules, err := c.GetRules(table, ch)
-		if err != nil {
-			return p, err
-		}
-		for _, r := range rules {
-			p.rules[ch.Name] = append(p.rules[ch.Name], r.Handle)
-		}
-	}
-	return p, nil
-}
-
-// same reports whether p and q have the same sets, chains and rules, and the
-// same in sets that only we change. The kernel gives no handle twice, so a rule
-// that was replaced differs.
-func (p present) same(q present) bool {
-	return p.exists == q.exists && p.flags == q.flags && sameKeys(p.sets, q.sets) &&
-		maps.EqualFunc(p.chains, q.chains, func(a, b *nftables.Chain) bool { return drops(a) == drops(b) }) &&
-		maps.EqualFunc(p.rules, q.rules, slices.Equal[[]uint64]) &&
-		maps.EqualFunc(p.fixed, q.fixed, slices.Equal[[]string])
-}
-
-// drops reports whether the chain's policy is to drop.
-func drops(c *nftables.Chain) bool {
-	return c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
-}
-
-func sameKeys[V any](a, b map[string]V) bool {
-	return maps.EqualFunc(a, b, func(V, V) bool { return true })
+	w.socket, w.owned = nil, false
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
@@ -21,7 +22,7 @@ func TestBlame(t *testing.T) {
 	rules := goldenRules(t)["gateway"]
 	rules.Local = true
 	rs := newRuleset(rules)
-	msgs, err := rs.compile(present{}, true)
+	msgs, err := rs.compile(present{}, false, 0, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,7 +30,7 @@ func TestBlame(t *testing.T) {
 	blamed := map[string]bool{}
 	for i := range msgs {
 		err := fmt.Errorf("wrapped: %w", &kernelError{errno: unix.EINVAL, seq: first + 1 + uint32(i)})
-		blamed[blame(err, msgs, first)] = true
+		blamed[blame(refusedMessage(err, msgs, first))] = true
 	}
 	want := []string{"the transaction was refused"} // the table itself
 	for _, s := range rs.sets {
@@ -57,7 +58,7 @@ func TestBlame(t *testing.T) {
 		"the end":       &kernelError{seq: first + 1 + uint32(len(msgs))},
 		"an older one":  &kernelError{seq: 1},
 	} {
-		if got := blame(err, msgs, first); got != want[0] {
+		if got := blame(refusedMessage(err, msgs, first)); got != want[0] {
 			t.Errorf("%s: %s", name, got)
 		}
 	}
@@ -134,7 +135,12 @@ func TestLongAllowedList(t *testing.T) {
 // Others may commit at any time, also between what we read and what we commit.
 // (Who never pauses keeps rules from being changed at all; grants get through.)
 func TestForeignCommitsDoNotDisturb(t *testing.T) {
-	g := openBackend(t)
+	for name, open := range map[string]func(*testing.T) *guarded{"with an owner": openBackend, "without": openOwnerless} {
+		t.Run(name, func(t *testing.T) { foreignCommits(open(t)) })
+	}
+}
+
+func foreignCommits(g *guarded) {
 	stop := make(chan struct{})
 	var others sync.WaitGroup
 	others.Go(func() {
@@ -145,7 +151,7 @@ func TestForeignCommitsDoNotDisturb(t *testing.T) {
 			case <-stop:
 				return
 			case <-tick.C:
-				removeTable(t, "theirs")
+				foreign(g.T, func(c *nftables.Conn, _ *nftables.Table) { c.DelTable(addTable(c, "theirs")) })
 			}
 		}
 	})
@@ -155,16 +161,16 @@ func TestForeignCommitsDoNotDisturb(t *testing.T) {
 	}
 	for range 50 {
 		if err := g.Open(backendtest.Rules()); err != nil {
-			t.Error(err)
+			g.Error(err)
 		}
 	}
 	close(stop)
 	others.Wait()
 	if !g.keeps(until, 0, 5000) {
-		t.Error("a grant was lost")
+		g.Error("a grant was lost")
 	}
 	if g.count("repaired") > 0 {
-		t.Error(g.lines)
+		g.Error(g.lines)
 	}
 	g.accounts()
 }

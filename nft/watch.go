@@ -10,7 +10,8 @@ import (
 // watch looks whether somebody else has changed the ruleset. Every transaction
 // in the network namespace raises the generation by one; the writer knows its
 // own, so any other number means company. Transactions carry the number and
-// notice by themselves; this serves the quiet times in between.
+// notice by themselves where others can change the table; this serves the quiet
+// times in between.
 func (w *writer) watch() {
 	if !w.opened {
 		return
@@ -19,7 +20,7 @@ func (w *writer) watch() {
 		w.repair()
 		return
 	}
-	if !w.committed {
+	if !w.committed || w.owned {
 		if g, err := w.socket.generation(); err == nil && g != w.generation {
 			w.changedByOthers()
 		}
@@ -31,9 +32,12 @@ func (w *writer) watch() {
 }
 
 // changedByOthers makes the writer believe nothing any more: each grant is
-// looked up in the kernel before it is relied upon again.
+// looked up in the kernel before it is relied upon again. In a table that belongs
+// to the writer, nobody else has changed any.
 func (w *writer) changedByOthers() {
-	w.inForce.Distrust()
+	if !w.owned {
+		w.inForce.Distrust()
+	}
 	w.suspect = true
 	if g, err := w.socket.generation(); err == nil {
 		w.generation = g
@@ -50,6 +54,7 @@ func (w *writer) verify() {
 	}
 	if w.installed == nil || !p.same(*w.installed) {
 		if w.installed != nil || !p.exists {
+			w.enforce(false)
 			w.events.Repaired("rules")
 		}
 		w.reopen()
@@ -57,9 +62,11 @@ func (w *writer) verify() {
 	}
 	w.suspect = false
 	if !w.holdsGrants() {
-		w.events.Repaired("grants")
 		w.putBackGrants()
+		w.enforce(len(w.restore) == 0)
+		w.events.Repaired("grants")
 	}
+	w.lookAround()
 }
 
 // repair tries to put the rules in force again where they are not, now and then.
@@ -69,19 +76,25 @@ func (w *writer) repair() {
 	}
 }
 
-// reopen puts the rules in force again, over a new connection: the old one may
-// be what is wrong.
+// reopen puts the rules in force again, over a new connection if the old one is
+// what is wrong: else it is kept, since the table may belong to it.
 func (w *writer) reopen() {
-	if w.socket != nil {
-		w.socket.close()
-		w.socket = nil
+	if w.socket != nil && !w.socket.works() {
+		w.disconnect()
 	}
 	if err := w.arm(w.rules); err != nil {
 		w.events.Failed("open", err)
-		if w.broken == nil {
-			w.events.Enforcing(false)
-		}
+		w.enforce(false)
 		w.broken, w.retryAt = err, time.Now().Add(retryInterval)
+	}
+}
+
+// enforce tells the observer, where it is news, whether the rules and all grants
+// are in force.
+func (w *writer) enforce(on bool) {
+	if on != w.enforcing {
+		w.enforcing = on
+		w.events.Enforcing(on)
 	}
 }
 

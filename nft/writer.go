@@ -31,6 +31,9 @@ type writer struct {
 	opened     bool
 	broken     error // why the rules are not in force although they should be
 	retryAt    time.Time
+	ownership  uint32   // flags of a table that is ours alone; 0 where the kernel knows no such
+	owned      bool     // the table is the socket's: nobody else can change it
+	enforcing  bool     // as the observer knows it
 	suspect    bool     // somebody may have changed them
 	installed  *present // what stood there after the rules were put in force; nil when not known
 	generation uint32
@@ -42,6 +45,7 @@ type writer struct {
 	due     []expiry.Ended[backend.Key] // out of the table, not yet out of the kernel
 	restore []expiry.Ended[backend.Key] // to be put back after somebody emptied the sets
 	live    struct{ v4, v6 int }
+	free    []uint64 // handles of the tables without an owner
 }
 
 // A transaction of some 1,000 elements takes half a millisecond; a larger one gains
@@ -98,6 +102,7 @@ func (w *writer) sweep() {
 		}
 		w.takeDue(time.Now(), perTransaction)
 		if len(reqs) == 0 && len(w.due) == 0 {
+			w.enforce(w.broken == nil)
 			return
 		}
 		tried := w.restore[:n]
@@ -261,7 +266,11 @@ const tickOfKernel = 20 * time.Millisecond
 
 // send commits the plan.
 func (w *writer) send() error {
-	w.batch.begin(w.generation)
+	if w.owned {
+		w.batch.begin(0) // nobody can come in between
+	} else {
+		w.batch.begin(w.generation)
+	}
 	for i := range grantSets {
 		w.batch.addElements(unix.NFT_MSG_DELSETELEM, 0, w.rules.Table, &grantSets[i], w.plan.removals[i])
 	}

@@ -35,6 +35,9 @@ func (Quiet) Live(ipv4, ipv6 int) {}
 // Repaired implements [backend.Observer].
 func (Quiet) Repaired(what string) {}
 
+// Withstood implements [backend.Observer].
+func (Quiet) Withstood() {}
+
 // Enforcing implements [backend.Observer].
 func (Quiet) Enforcing(on bool) {}
 

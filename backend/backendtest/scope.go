@@ -26,6 +26,7 @@ func ScopedRules() backend.Rules {
 	r := Rules()
 	r.LocalHolders = []backend.Holder{backend.Everyone, backend.Machine}
 	r.GatewayHolders = []backend.Holder{backend.Everyone, backend.Client, backend.Link}
+	r.OnLink = []netip.Prefix{netip.MustParsePrefix("192.168.0.0/24"), netip.MustParsePrefix("fd00::/64")}
 	return r
 }
 

@@ -21,8 +21,8 @@ func TestResponderAnswers(t *testing.T) {
 		qtype  uint16
 		want   string
 	}{
-		{"IPv4", 0x010203, 60, dns.TypeA, "n00010203.60.bench.\t60\tIN\tA\t10.1.2.3"},
-		{"IPv6", 0x01020304, 86400, dns.TypeAAAA, "n01020304.86400.bench.\t86400\tIN\tAAAA\tfd10::102:304"},
+		{"IPv4", 0x010203, 60, dns.TypeA, "n00010203.60.bench.\t60\tIN\tA\t11.1.2.3"},
+		{"IPv6", 0x01020304, 86400, dns.TypeAAAA, "n01020304.86400.bench.\t86400\tIN\tAAAA\t2a10::102:304"},
 		{"another type", 1, 60, dns.TypeTXT, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -65,7 +65,7 @@ func TestResponderKnowsNoOtherNames(t *testing.T) {
 func TestAddressesAreWhatTheResponderSays(t *testing.T) {
 	b := make([]byte, packetSize)
 	n := answer(b, question(b, 0x01020304, 60, dns.TypeA))
-	if got := net.IP(b[n-4 : n]).String(); got != "10.2.3.4" || address4(0x01020304) != 10<<24|0x020304 {
+	if got := net.IP(b[n-4 : n]).String(); got != "11.2.3.4" || address4(0x01020304) != 11<<24|0x020304 {
 		t.Errorf("got %s", got)
 	}
 }

@@ -23,19 +23,19 @@ func connections(b *bench) error {
 	}
 	defer w.close()
 	// What goes to the upper half of the addresses goes by way of the second.
-	if err := w.client.Route("10.128.0.0/9", w.servers[1].lan()); err != nil {
+	if err := w.client.Route("11.128.0.0/9", w.servers[1].lan()); err != nil {
 		return err
 	}
 	n := million(b)
-	targets := map[string][4]byte{"many-grants": {10, 1, 2, 3}, "one-grant": {10, 129, 2, 3}}
+	targets := map[string][4]byte{"many-grants": {11, 1, 2, 3}, "one-grant": {11, 129, 2, 3}}
 	for _, s := range w.servers {
 		if err := s.leaveRuleset(); err != nil {
 			return err
 		}
 		size, times := 1, 1
-		address := uint32(10<<24 | 129<<16 | 2<<8 | 3)
+		address := uint32(11<<24 | 129<<16 | 2<<8 | 3)
 		if s.name == "many-grants" {
-			size, times, address = 1000, n/1000, 10<<24
+			size, times, address = 1000, n/1000, 11<<24
 		}
 		t, err := newTransactor(s.Host, size, time.Hour)
 		if err != nil {

@@ -14,7 +14,8 @@ import (
 )
 
 // Names are n<8 hex digits>.<TTL>.bench. and have an address each: the number,
-// in 10.0.0.0/8 for an A question and in fd10::/96 for an AAAA question.
+// in 11.0.0.0/8 for an A question and in 2a10::/96 for an AAAA question: addresses
+// as the internet has, which are granted to every name.
 const (
 	digitsAt   = 12 + 1 + 1 // in a packet
 	digits     = 8
@@ -22,9 +23,9 @@ const (
 	nameSuffix = "\x05bench\x00"
 )
 
-func address4(number uint32) uint32 { return 10<<24 | number%addresses }
+func address4(number uint32) uint32 { return 11<<24 | number%addresses }
 
-var prefix6 = [12]byte{0xfd, 0x10}
+var prefix6 = [12]byte{0x2a, 0x10}
 
 // question writes the question for a number into b and returns its length.
 func question(b []byte, number uint32, ttl int, qtype uint16) int {

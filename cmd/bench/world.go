@@ -98,8 +98,8 @@ func newWorld(variants ...*variant) (w *world, err error) {
 		}
 	}
 	for _, err := range []error{
-		w.world.Local("10.0.0.0/8"),
-		w.client.Route("10.0.0.0/8", w.servers[0].lan()),
+		w.world.Local("11.0.0.0/8"),
+		w.client.Route("11.0.0.0/8", w.servers[0].lan()),
 	} {
 		if err != nil {
 			return w, err
@@ -127,7 +127,7 @@ func (w *world) addServer(i int, v *variant) error {
 		h.Addr("wan0", fmt.Sprintf("198.18.%d.1/24", i)),
 		w.world.Addr(eth, s.upstream()+"/24"),
 		w.world.Route(fmt.Sprintf("192.168.%d.0/24", i), fmt.Sprintf("198.18.%d.1", i)),
-		h.Route("10.0.0.0/8", s.upstream()),
+		h.Route("11.0.0.0/8", s.upstream()),
 		h.Forward(),
 		// So that a million connections at most a minute old do not fill the table.
 		h.Sysctl("net/netfilter/nf_conntrack_udp_timeout", "1"),

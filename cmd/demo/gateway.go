@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"net/netip"
 	"strings"
 	"syscall"
 
@@ -19,6 +20,7 @@ const gatewayCorefile = `. {
         interfaces lan0            # where the clients are
         ttl 1s 1h
         margin 1s
+        private *.shop.example     # as above
     }
     forward . 192.0.2.2
 }
@@ -26,8 +28,9 @@ const gatewayCorefile = `. {
 
 // gatewayRules are the rules that this Corefile makes.
 var gatewayRules = backend.Rules{
-	Table: "ipdestinationguard", Gateway: true, GatewayHolders: []backend.Holder{backend.Everyone}, MaxGrants: 1 << 20,
-	Interfaces: []string{"lan0"},
+	Table: "ipdestinationguard", Gateway: true, MaxGrants: 1 << 20, Interfaces: []string{"lan0"},
+	LocalHolders: []backend.Holder{backend.Machine}, GatewayHolders: []backend.Holder{backend.Client, backend.Link},
+	OnLink: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("192.168.50.0/24"), netip.MustParsePrefix("fe80::/64")},
 }
 
 // guardedNetwork is the story of a gateway that guards the network behind it.

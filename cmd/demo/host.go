@@ -22,6 +22,9 @@ const hostCorefile = `. {
         allowedLocalIPs 192.0.2.2  # the resolver that forward asks
         ttl 1s 1h                  # short, so that you need not wait long
         margin 1s
+        # The addresses of this demo are not the internet's. Such are
+        # stripped from answers, unless a name may have them.
+        private *.shop.example
     }
     forward . 192.0.2.2
 }
@@ -29,7 +32,7 @@ const hostCorefile = `. {
 
 // hostRules are the rules that this Corefile makes.
 var hostRules = backend.Rules{
-	Table: "ipdestinationguard", Local: true, LocalHolders: []backend.Holder{backend.Everyone}, MaxGrants: 1 << 20,
+	Table: "ipdestinationguard", Local: true, LocalHolders: []backend.Holder{backend.Machine, backend.Everyone}, MaxGrants: 1 << 20,
 	AllowedLocal: []netip.Prefix{netip.MustParsePrefix("192.0.2.2/32")},
 }
 

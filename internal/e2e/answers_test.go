@@ -174,7 +174,7 @@ func guardedBlock(keys, directive string, plugins ...string) string {
 	if directive == "" {
 		directive = guardTable
 	}
-	return keys + " {\n\terrors\n\t" + directive + "\n\t" + strings.Join(plugins, "\n\t") + "\n}\n"
+	return keys + " {\n\terrors\n\t" + withExamples(directive) + "\n\t" + strings.Join(plugins, "\n\t") + "\n}\n"
 }
 
 // template answers questions of one type.

@@ -43,7 +43,7 @@ func TestEveryCorefileStarts(t *testing.T) {
 				c := w.start(w.provide(corefiles[line]))
 				w.must(c.Signal(syscall.SIGKILL))
 				_ = c.Wait() // says that it was killed
-				w.flushRuleset()
+				w.nftables(flushRuleset)
 			})
 		}
 	}

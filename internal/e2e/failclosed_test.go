@@ -1,14 +1,9 @@
 package e2e
 
 import (
-	"errors"
-	"fmt"
-	"net"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,171 +14,12 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
 
-// What somebody else may do to the guard's table.
-var foreign = []struct {
-	name  string
-	do    func(*world)
-	opens bool // until the guard has put it back
-}{
-	{"table deleted", (*world).deleteTable, true},
-	{"ruleset flushed", (*world).flushRuleset, true},
-	{"chain flushed", func(w *world) { w.flushChain("forward") }, false}, // its policy drops
-	{"grants flushed", func(w *world) { w.flushSet("granted4") }, false},
-}
-
-// Whatever others do to the table in the middle of questions: an answer with an
-// address means that the address can be reached.
-func TestAnswersWhileOthersChangeTheFirewall(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	w.start(corefile(guardBlock("nft-both")))
-	var next, answers, failures, unanswered, late atomic.Int64
-	stop := make(chan struct{})
-	var wg sync.WaitGroup
-	for _, p := range []party{w.self(), w.self(), w.self(), w.behind(), w.behind(), w.behind()} {
-		wg.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				n := next.Add(1)
-				addr := fmt.Sprintf("198.19.%d.%d", n>>8&0xff, n&0xff)
-				m := new(dns.Msg).SetQuestion(nameOf(60, addr), dns.TypeA)
-				m, err := exchange(p.Host, "udp", p.resolver4, m)
-				if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
-					// The question came while there was no table, and so no connection tracking: the
-					// answer looked like the guard's own idea, and was refused.
-					unanswered.Add(1)
-					continue
-				}
-				if err != nil {
-					t.Errorf("%s: no answer: %v", p.Name(), err)
-					return
-				}
-				switch got := len(addresses(m)); {
-				case m.Rcode == dns.RcodeServerFailure && got == 0:
-					failures.Add(1)
-					continue
-				case m.Rcode != dns.RcodeSuccess || got != 1:
-					t.Errorf("neither an address nor SERVFAIL: %v", m)
-					return
-				}
-				answers.Add(1)
-				// Between the answer and this connection the table may have gone again. The grant
-				// then comes back with it, without another question.
-				for began := time.Now(); ; time.Sleep(5 * time.Millisecond) {
-					err := w.connect(p.Host, "tcp", addr)
-					if err == nil {
-						break
-					}
-					late.Add(1)
-					if time.Since(began) > 5*time.Second {
-						t.Errorf("%s: %s was in an answer and is refused: %v", p.Name(), addr, err)
-						return
-					}
-				}
-			}
-		})
-	}
-	for i := range 5 * len(foreign) {
-		time.Sleep(100 * time.Millisecond)
-		w.eventually("the table stands", w.enforced)
-		f := foreign[i%len(foreign)]
-		f.do(w)
-	}
-	close(stop)
-	wg.Wait()
-	t.Logf("%d answers, %d times SERVFAIL, %d questions unanswered, %d connections refused until the grants were back",
-		answers.Load(), failures.Load(), unanswered.Load(), late.Load())
-
-	// When all is quiet again, so is the guard.
-	w.eventually("the table stands", w.enforced)
-	before := w.refusals()
-	for i := range 50 {
-		for _, p := range []party{w.self(), w.behind()} {
-			w.lookup(p.Host, p.resolver4, p.addr4(i+1), 60)
-			w.wantOpen(p.Host, "tcp", p.addr4(i+1))
-		}
-	}
-	if n := w.refusals() - before; n > 0 {
-		t.Errorf("%d packets were refused", n)
-	}
-	w.want([]attempt{{w.self(), stranger4, false}, {w.self(), stranger6, false}, {w.behind(), stranger4, false}, {w.behind(), stranger6, false}})
-}
-
-// What is flushed comes back soon: with all grants, and without cutting a live
-// connection.
-func TestForeignChangesAreRepaired(t *testing.T) {
-	for _, f := range foreign {
-		t.Run(f.name, func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t)
-			w.start(corefile(guardBlock("nft-both")))
-			parties := []party{w.self(), w.behind()}
-			var granted []attempt
-			for _, p := range parties {
-				for _, addr := range []string{p.addr4(1), p.addr6(1)} {
-					w.lookup(p.Host, p.resolver4, addr, 60)
-					granted = append(granted, attempt{p, addr, true})
-				}
-			}
-			live, err := w.dial(w.client, "tcp", w.behind().addr4(1))
-			w.must(err)
-			defer live.Close()
-
-			began := time.Now()
-			f.do(w)
-			refusedAgain := time.Duration(0)
-			for w.connect(w.client, "tcp", stranger4) == nil || w.connect(w.guard, "tcp", stranger4) == nil {
-				if refusedAgain = time.Since(began); refusedAgain > 2*time.Second {
-					t.Fatal("still open after 2 s")
-				}
-			}
-			w.eventually("the grants are back", func() bool {
-				for _, a := range granted {
-					if w.connect(a.Host, "tcp", a.addr) != nil {
-						return false
-					}
-				}
-				return true
-			})
-			t.Logf("open for %v; whole again within %v", refusedAgain, time.Since(began))
-			w.want([]attempt{{w.self(), stranger4, false}, {w.self(), stranger6, false}, {w.behind(), stranger4, false}, {w.behind(), stranger6, false}})
-			w.must(echo(live))
-		})
-	}
-}
-
-// Somebody else changes the table the very moment it is back, again and again:
-// what they leave is never taken for the guard's own.
-func TestForeignChangesInQuickSuccession(t *testing.T) {
-	for _, f := range foreign {
-		t.Run(f.name, func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t)
-			w.start(corefile(guardBlock("nft-both")))
-			for range 50 {
-				for deadline := time.Now().Add(20 * time.Second); !w.enforced(); {
-					if time.Now().After(deadline) {
-						t.Fatal("the rules are not put back")
-					}
-				}
-				f.do(w)
-			}
-			w.eventually("the rules are back", w.enforced)
-			w.lookup(w.guard, "127.0.0.1", w.self().addr4(1), 60)
-			w.want([]attempt{{w.self(), w.self().addr4(1), true}, {w.self(), stranger4, false}, {w.behind(), stranger6, false}})
-		})
-	}
-}
-
 // While the kernel refuses, nobody gets an address; when it no longer does, all
 // is well without anybody's help. Here another process owns a table of our name.
 func TestKernelRefuses(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	w.noOwner()
 	w.start(corefile(guardBlock("nft-both")))
 	parties := []party{w.self(), w.behind()}
 	for _, p := range parties {

@@ -18,7 +18,12 @@ const guardTable = "ipdestinationguard"
 // nftables runs f on a connection to the kernel of a host.
 func (w *world) nftables(f func(*nftables.Conn) error) {
 	w.Helper()
-	w.must(w.guard.Do(func() error {
+	w.must(w.asSomebody(f))
+}
+
+// asSomebody is nftables for what the kernel may refuse.
+func (w *world) asSomebody(f func(*nftables.Conn) error) error {
+	return w.guard.Do(func() error {
 		c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(s *netlink.Conn) error {
 			return s.SetDeadline(time.Now().Add(20 * time.Second))
 		}))
@@ -26,7 +31,7 @@ func (w *world) nftables(f func(*nftables.Conn) error) {
 			return err
 		}
 		return errors.Join(f(c), c.CloseLasting())
-	}))
+	})
 }
 
 // tables returns the names of all tables on the guard's host.
@@ -42,41 +47,37 @@ func (w *world) tables() (names []string) {
 	return names
 }
 
+var ours = &nftables.Table{Name: guardTable, Family: nftables.TableFamilyINet}
+
+// noOwner makes a table of our name that never had an owner, with a set of
+// grants, as an older version leaves it: the guard goes on with it as on a kernel
+// before 6.9.
+func (w *world) noOwner() { w.Helper(); w.nftables(withoutOwner) }
+
+func withoutOwner(c *nftables.Conn) error {
+	set := &nftables.Set{Name: "granted-local4", Table: c.AddTable(ours), HasTimeout: true, KeyType: nftables.TypeIPAddr, Size: 1 << 20, ID: 1} // or the library counts, and tests race
+	return errors.Join(c.AddSet(set, nil), c.Flush())
+}
+
 // deleteTable does what `nft delete table` does.
-func (w *world) deleteTable() {
-	w.Helper()
-	w.nftables(func(c *nftables.Conn) error {
-		c.DelTable(&nftables.Table{Name: guardTable, Family: nftables.TableFamilyINet})
-		return c.Flush()
-	})
+func deleteTable(c *nftables.Conn) error {
+	c.DelTable(ours)
+	return c.Flush()
 }
 
 // flushRuleset does what `nft flush ruleset` does.
-func (w *world) flushRuleset() {
-	w.Helper()
-	w.nftables(func(c *nftables.Conn) error {
-		c.FlushRuleset()
-		return c.Flush()
-	})
+func flushRuleset(c *nftables.Conn) error {
+	c.FlushRuleset()
+	return c.Flush()
 }
 
-// flushSet does what `nft flush set` does.
-func (w *world) flushSet(name string) {
-	w.Helper()
-	w.nftables(func(c *nftables.Conn) error {
-		c.FlushSet(&nftables.Set{Name: name, Table: &nftables.Table{Name: guardTable, Family: nftables.TableFamilyINet}})
-		return c.Flush()
-	})
-}
-
-// flushChain does what `nft flush chain` does.
-func (w *world) flushChain(name string) {
-	w.Helper()
-	w.nftables(func(c *nftables.Conn) error {
-		table := &nftables.Table{Name: guardTable, Family: nftables.TableFamilyINet}
-		c.FlushChain(&nftables.Chain{Name: name, Table: table})
-		return c.Flush()
-	})
+// anew does so, and makes a table that never had an owner in the same step: else
+// the guard would give its next one an owner.
+func anew(empty func(*nftables.Conn)) func(*nftables.Conn) error {
+	return func(c *nftables.Conn) error {
+		empty(c)
+		return withoutOwner(c)
+	}
 }
 
 // refusals is how many packets the guard has refused, by the counters of its own

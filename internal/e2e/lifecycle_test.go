@@ -118,7 +118,7 @@ func TestRestartAdoptsGrants(t *testing.T) {
 	const crowd = 20_000
 	w.nftables(func(conn *nftables.Conn) error {
 		table := &nftables.Table{Name: guardTable, Family: nftables.TableFamilyINet}
-		set := &nftables.Set{Name: "granted4", Table: table, HasTimeout: true, KeyType: nftables.TypeIPAddr}
+		set := &nftables.Set{Name: "granted-local4", Table: table, HasTimeout: true, KeyType: nftables.TypeIPAddr}
 		for from := 0; from < crowd; from += 1000 {
 			var elements []nftables.SetElement
 			for i := from; i < from+1000; i++ {
@@ -292,23 +292,31 @@ func TestFirstArmingCutsNothing(t *testing.T) {
 	tr.alive(old...)
 	time.Sleep(time.Second)
 
-	// Neither a reload nor a restart gives them more time.
+	// Neither a reload nor a restart gives them more time. The 30 seconds are
+	// shortened while nobody owns the table.
 	before := time.Now().Add(w.arming())
 	w.mustReload(c, briefly("hold 2s"))
-	w.must(c.Stop())
-	c = w.start(briefly())
 	if after := time.Now().Add(w.arming()); after.After(before.Add(time.Second)) {
-		t.Errorf("old connections had until %v, and after a reload and a restart until %v", before, after)
+		t.Errorf("old connections had until %v, and after a reload until %v", before, after)
 	}
-
-	// The end of the 30 seconds.
+	w.must(c.Stop())
 	w.nftables(func(conn *nftables.Conn) error {
-		set := &nftables.Set{Name: "arming", Table: &nftables.Table{Name: guardTable, Family: nftables.TableFamilyINet}, HasTimeout: true, KeyType: nftables.TypeNFProto}
-		if err := conn.SetDeleteElements(set, []nftables.SetElement{{Key: []byte{unix.NFPROTO_IPV4}}, {Key: []byte{unix.NFPROTO_IPV6}}}); err != nil {
+		set := &nftables.Set{Name: "arming", Table: ours, HasTimeout: true, KeyType: nftables.TypeNFProto}
+		all := []nftables.SetElement{{Key: []byte{unix.NFPROTO_IPV4}}, {Key: []byte{unix.NFPROTO_IPV6}}}
+		if err := conn.SetDeleteElements(set, all); err != nil {
 			return err
 		}
-		return conn.Flush()
+		for i := range all {
+			all[i].Timeout = 3 * time.Second
+		}
+		return errors.Join(conn.SetAddElements(set, all), conn.Flush())
 	})
+	before = time.Now().Add(3 * time.Second)
+	c = w.start(briefly())
+	if after := time.Now().Add(w.arming()); after.After(before.Add(time.Second)) {
+		t.Errorf("old connections had until %v, and after a restart until %v", before, after)
+	}
+	w.eventually("the arming has ended", func() bool { return w.arming() == 0 })
 	time.Sleep(100 * time.Millisecond)
 	if left := w.arming(); left != 0 {
 		t.Errorf("the arming has begun anew, for %v", left)
@@ -346,10 +354,11 @@ func dialPort(from *netlab.Host, addr string, port int) (net.Conn, error) {
 	return conn, err
 }
 
-// Somebody flushes the ruleset.
+// Somebody flushes the ruleset, and the table had no owner.
 func TestForeignFlush(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	w.noOwner()
 	c := w.start(briefly())
 	parties := []party{w.self(), w.behind()}
 	addrs := map[netip.Addr]period{}
@@ -370,7 +379,7 @@ func TestForeignFlush(t *testing.T) {
 		time.Sleep(rand.N(100 * time.Millisecond))
 		p := parties[round%2]
 		flushed := time.Now()
-		w.flushRuleset()
+		w.nftables(anew((*nftables.Conn).FlushRuleset))
 		for n := 0; ; n++ {
 			addr, _ := unlistedAddrs(n)
 			tried := time.Now()
@@ -425,6 +434,9 @@ func TestReady(t *testing.T) {
 	w := newWorld(t)
 	file := strings.Replace(briefly(), "ready 127.0.0.1:8181", "ready 127.0.0.1:8181 {\n monitor continuously\n}", 1)
 	for round := range 4 {
+		if round == 3 {
+			w.noOwner() // nobody could take it away
+		}
 		c := w.launch(file)
 		// CoreDNS's ready listens a moment before it knows whom to ask, and says
 		// yes to everybody until then: once does not count.
@@ -444,7 +456,7 @@ func TestReady(t *testing.T) {
 		w.wantShut(w.guard, "198.18.1.9")
 		if round < 3 {
 			w.kill(c)
-			w.deleteTable()
+			w.nftables(deleteTable)
 			continue
 		}
 		// Somebody takes the table away and keeps the guard from putting it back.

@@ -149,7 +149,7 @@ func TestLookAlikesAreRefused(t *testing.T) {
 			}
 			// Were it not for the guard, they would.
 			w.must(c.Stop())
-			w.deleteTable()
+			w.nftables(deleteTable)
 			for _, f := range all {
 				w.must(send(f.from, f.ifname, f.packet))
 			}

@@ -462,10 +462,13 @@ func (w *world) grants() map[netip.Addr]period {
 	w.Helper()
 	all := map[netip.Addr]period{}
 	w.nftables(func(c *nftables.Conn) error {
-		for _, name := range []string{"granted4", "granted6"} {
-			set, err := c.GetSetByName(&nftables.Table{Name: guardTable, Family: nftables.TableFamilyINet}, name)
-			if err != nil {
-				return err
+		sets, err := c.GetSets(&nftables.Table{Name: guardTable, Family: nftables.TableFamilyINet})
+		if err != nil {
+			return err
+		}
+		for _, set := range sets {
+			if !strings.HasPrefix(set.Name, "granted") {
+				continue
 			}
 			before := time.Now()
 			elements, err := c.GetSetElements(set)
@@ -474,7 +477,11 @@ func (w *world) grants() map[netip.Addr]period {
 			}
 			after := time.Now()
 			for _, e := range elements {
-				addr, _ := netip.AddrFromSlice(e.Key)
+				size := 16
+				if strings.HasSuffix(set.Name, "4") {
+					size = 4
+				}
+				addr, _ := netip.AddrFromSlice(e.Key[len(e.Key)-size:]) // the holder stands before it
 				all[addr] = period{before.Add(e.Expires), after.Add(e.Expires)}
 			}
 		}

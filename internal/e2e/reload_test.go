@@ -414,10 +414,10 @@ func TestServerBlocksShareOneGuard(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	block := func(port int, directive string) string {
-		return fmt.Sprintf(".:%d {\n errors\n %s\n forward . %s\n}\n", port, directive, resolver4)
+		return fmt.Sprintf(".:%d {\n errors\n %s\n forward . %s\n}\n", port, withExamples(directive), resolver4)
 	}
-	const settings = "ipdestinationguard {\n mode nft-both\n allowedIPs " + resolver4 + " 198.18.200.1\n margin 10s\n}"
-	const same = "ipdestinationguard {\n allowedIPs 198.18.200.1/32\n allowedIPs 192.0.2.2 192.0.2.2\n mode nft-both\n margin 10s\n ttl 60s 24h\n}"
+	const settings = "ipdestinationguard {\n mode nft-both\n allowedIPs " + resolver4 + " 198.18.200.1\n scope any\n margin 10s\n}"
+	const same = "ipdestinationguard {\n allowedIPs 198.18.200.1/32\n allowedIPs 192.0.2.2 192.0.2.2\n mode nft-both\n scope any\n margin 10s\n ttl 60s 24h\n}"
 	good := block(5351, "ipdestinationguard") + block(53, settings) + block(5353, "ipdestinationguard") + block(5354, same) + block(5355, "")
 	c := w.start(good)
 	for i, port := range []string{"53", "5351", "5353", "5354"} {
@@ -438,7 +438,7 @@ func TestServerBlocksShareOneGuard(t *testing.T) {
 	before := w.firewall()
 	told := func(text string) {
 		t.Helper()
-		for _, part := range []string{"margin 11s at ", "contradicts 10s at ", "Corefile:38", "Corefile:8"} {
+		for _, part := range []string{"margin 11s at ", "contradicts 10s at ", "Corefile:46", "Corefile:10"} {
 			if !strings.Contains(text, part) {
 				t.Errorf("nothing is said of %q: %s", part, text)
 			}
@@ -463,7 +463,7 @@ func TestServerBlocksShareOneGuard(t *testing.T) {
 		if after := w.firewall(); after != before {
 			t.Errorf("tables %s: the firewall was\n%s\nand is now\n%s", tables, before, after)
 		}
-		w.flushRuleset()
+		w.nftables(flushRuleset)
 	}
 }
 

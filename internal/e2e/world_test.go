@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -120,6 +121,22 @@ type coredns struct {
 	corefile string // path
 }
 
+// examples is the line that a server block needs because the world's addresses are
+// for examples and not the internet's.
+const examples = "private ** 192.0.2.0/24 198.18.0.0/15 2001:db8::/32"
+
+var directiveText = regexp.MustCompile(guardTable + `[^\n{]*({[^}]*})?`)
+
+// withExamples adds it to a directive, at its end.
+func withExamples(text string) string {
+	return directiveText.ReplaceAllStringFunc(text, func(directive string) string {
+		if options, block := strings.CutSuffix(directive, "}"); block {
+			return options + "\t" + examples + "\n}"
+		}
+		return directive + " {\n\t" + examples + "\n}"
+	})
+}
+
 // corefile writes a Corefile with the directive for server blocks on every
 // address of the guard.
 func corefile(directive string) string {
@@ -130,7 +147,7 @@ func corefile(directive string) string {
 	ready 127.0.0.1:8181
 	prometheus 127.0.0.1:9153
 }
-`, directive, resolver4)
+`, withExamples(directive), resolver4)
 }
 
 // start runs the binary on the guard and returns when its rules are in force.

@@ -1,0 +1,113 @@
+package identity
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// benchWatch watches a host with a thousand neighbours on 10.1.0.0/16.
+func benchWatch(b *testing.B) *watched {
+	const n = 1000
+	w := watch(b, newHost(b))
+	d0 := w.port("d0")
+	w.address(w.nl.AddrAdd, "d0", "10.1.255.1/16")
+	for i := range n {
+		w.neighbour(d0, floodAddr(i).String(), mac(i), unix.NUD_PERMANENT)
+	}
+	eventually(b, "all neighbours are known", func() bool { return w.wrong(0, n, 0) == "" })
+	return w
+}
+
+func BenchmarkLink(b *testing.B) {
+	w := benchWatch(b)
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for i := 0; pb.Next(); i++ {
+			if _, ok := w.Link(floodAddr(i % 1000)); !ok {
+				b.Error("not known")
+			}
+		}
+	})
+}
+
+func BenchmarkLinkOfOne(b *testing.B) {
+	w := benchWatch(b)
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if _, ok := w.Link(floodAddr(7)); !ok {
+				b.Error("not known")
+			}
+		}
+	})
+}
+
+func BenchmarkLinkWithZone(b *testing.B) {
+	w := benchWatch(b)
+	addr := netip.MustParseAddr("fe80::7%d0")
+	w.neighbour(w.ifindex("d0"), "fe80::7", mac(7), unix.NUD_PERMANENT)
+	w.links("fe80::7%d0", mac(7))
+	b.ReportAllocs()
+	for b.Loop() {
+		w.Link(addr)
+	}
+}
+
+func BenchmarkOwn(b *testing.B) {
+	w := benchWatch(b)
+	for name, addr := range map[string]string{"loopback": "127.0.0.1", "own": "10.1.255.1", "other": "10.1.0.7"} {
+		addr := netip.MustParseAddr(addr)
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				w.Own(addr)
+			}
+		})
+	}
+}
+
+func BenchmarkFindMiss(b *testing.B) {
+	w := benchWatch(b)
+	routed := netip.MustParseAddr("203.0.113.1")
+	b.Run("remembered", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			w.Find(routed)
+		}
+	})
+	for name, addr := range map[string]string{"asked, no route": "203.0.113.1", "asked, on the link": "10.1.254.1"} {
+		addr := netip.MustParseAddr(addr)
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, ok, err := w.ask(addr, 0); ok || err != nil {
+					b.Fatal(ok, err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkReadAll(b *testing.B) {
+	w := benchWatch(b)
+	for b.Loop() {
+		again, err := openOn(w)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := again.readAll(time.Minute); err != nil {
+			b.Fatal(err)
+		}
+		again.Close()
+	}
+}
+
+func openOn(w *watched) (again *Watcher, err error) {
+	err = w.host.Do(func() error {
+		again, err = openWatcher(func(error) {})
+		return err
+	})
+	return again, err
+}

@@ -1,0 +1,159 @@
+package identity
+
+import (
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
+)
+
+func TestMain(m *testing.M) {
+	netlab.Main(m.Run)
+}
+
+func must(t testing.TB, errs ...error) {
+	t.Helper()
+	for _, err := range errs {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func eventually(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !holds(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("after 20 s still not: %s", what)
+		}
+	}
+}
+
+func newHost(t testing.TB) *netlab.Host { return newHosts(t, "a")[0] }
+
+func newHosts(t testing.TB, names ...string) (hosts []*netlab.Host) {
+	t.Helper()
+	lab, err := netlab.New()
+	must(t, err)
+	t.Cleanup(func() { must(t, lab.Close()) })
+	for _, name := range names {
+		h, err := lab.Host(name)
+		must(t, err)
+		hosts = append(hosts, h)
+	}
+	return hosts
+}
+
+// newPair makes two hosts with one link, eth0 on either: a has 192.0.2.1 and
+// 2001:db8::1, b has .2 and ::2.
+func newPair(t testing.TB) (a, b *netlab.Host) {
+	t.Helper()
+	lab, err := netlab.New()
+	must(t, err)
+	t.Cleanup(func() { must(t, lab.Close()) })
+	a, err = lab.Host("a")
+	must(t, err)
+	b, err = lab.Host("b")
+	must(t, err)
+	must(t, lab.Link(a, "eth0", b, "eth0"),
+		a.Addr("eth0", "192.0.2.1/24"), a.Addr("eth0", "2001:db8::1/64"),
+		b.Addr("eth0", "192.0.2.2/24"), b.Addr("eth0", "2001:db8::2/64"))
+	return a, b
+}
+
+// watched is a watcher, the host it watches, and what it logs.
+type watched struct {
+	*Watcher
+	t    testing.TB
+	host *netlab.Host
+	nl   *netlink.Handle
+
+	mu     sync.Mutex
+	errors []error
+}
+
+func watch(t testing.TB, h *netlab.Host) *watched { return watchWith(t, h, func(*Watcher) {}) }
+
+// watchWith changes the watcher before that starts.
+func watchWith(t testing.TB, h *netlab.Host, change func(*Watcher)) *watched {
+	t.Helper()
+	w := &watched{t: t, host: h}
+	must(t, h.Do(func() (err error) {
+		if w.nl, err = netlink.NewHandle(); err == nil {
+			w.Watcher, err = openWatcher(w.heard)
+		}
+		return err
+	}))
+	change(w.Watcher)
+	must(t, w.start())
+	t.Cleanup(func() { w.Watcher.Close(); w.nl.Close() })
+	return w
+}
+
+func (w *watched) heard(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.errors = append(w.errors, err)
+}
+
+func (w *watched) logged() []error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return append([]error(nil), w.errors...)
+}
+
+func (w *watched) ifindex(ifname string) int {
+	w.t.Helper()
+	link, err := w.nl.LinkByName(ifname)
+	must(w.t, err)
+	return link.Attrs().Index
+}
+
+// port makes an interface with nobody at the other end.
+func (w *watched) port(name string) (index int) {
+	w.t.Helper()
+	must(w.t, w.nl.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "-end"}))
+	for _, ifname := range []string{name + "-end", name} {
+		link, err := w.nl.LinkByName(ifname)
+		must(w.t, err, w.nl.LinkSetUp(link))
+		index = link.Attrs().Index
+	}
+	return index
+}
+
+// neighbour makes an entry of the neighbour table.
+func (w *watched) neighbour(index int, addr string, hw hardware, state int) {
+	w.t.Helper()
+	must(w.t, w.nl.NeighSet(neighbourEntry(index, addr, hw, state)))
+}
+
+func (w *watched) removeNeighbour(index int, addr string) {
+	w.t.Helper()
+	must(w.t, w.nl.NeighDel(&netlink.Neigh{LinkIndex: index, IP: netip.MustParseAddr(addr).AsSlice()}))
+}
+
+func neighbourEntry(index int, addr string, hw hardware, state int) *netlink.Neigh {
+	return &netlink.Neigh{
+		LinkIndex: index, IP: netip.MustParseAddr(addr).AsSlice(), HardwareAddr: hw[:], State: state,
+	}
+}
+
+// links waits until addr has the link address, or none for the zero one.
+func (w *watched) links(addr string, want hardware) {
+	w.t.Helper()
+	eventually(w.t, addr+" is at "+hex(want), func() bool {
+		got, ok := w.Link(netip.MustParseAddr(addr))
+		return ok == (want != hardware{}) && got == want
+	})
+}
+
+func hex(hw hardware) string {
+	if hw == (hardware{}) {
+		return "no link address"
+	}
+	return macOf(hw).String()
+}

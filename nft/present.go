@@ -1,0 +1,132 @@
+package nft
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+)
+
+// present is what stands in the kernel under the name of our table.
+type present struct {
+	exists bool
+	flags  uint32 // of the table: its owner; a dormant one has no effect
+	sets   map[string]*nftables.Set
+	chains map[string]*nftables.Chain
+	rules  map[string][]uint64 // handles, by chain
+	fixed  map[string][]string // elements that do not end by themselves, by set
+}
+
+// adoptable reports whether the table's grants can be kept: nothing in it
+// stands in the way of the wanted sets and chains.
+func (rs ruleset) adoptable(p present) bool {
+	for _, have := range p.sets {
+		if have.IsMap {
+			return false // none of ours; its verdicts would hold on to chains
+		}
+	}
+	for _, s := range rs.sets {
+		if have := p.sets[s.name]; have != nil && s.timeout &&
+			(!have.HasTimeout || have.Interval || have.KeyType.Name != s.key.Name || have.Size != uint32(s.size)) {
+			return false
+		}
+	}
+	for _, c := range rs.chains {
+		if have := p.chains[c.name]; have != nil &&
+			(have.Hooknum == nil || *have.Hooknum != *c.hook || have.Priority == nil || *have.Priority != *nftables.ChainPriorityFilter || have.Type != nftables.ChainTypeFilter) {
+			return false
+		}
+	}
+	return true
+}
+
+// readTimeout bounds the wait for an answer of the kernel that got lost.
+const readTimeout = 2 * time.Second
+
+// readTable reads the outline of our table, and of no other.
+func readTable(name string) (present, error) {
+	p := present{sets: map[string]*nftables.Set{}, chains: map[string]*nftables.Chain{}, rules: map[string][]uint64{}, fixed: map[string][]string{}}
+	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
+		return c.SetDeadline(time.Now().Add(readTimeout))
+	}))
+	if err != nil {
+		return p, err
+	}
+	defer func() { _ = c.CloseLasting() }()
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return p, err
+	}
+	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == name })
+	if i < 0 {
+		return p, nil
+	}
+	p.exists = true
+	table := tables[i]
+	p.flags = flagsOf(table)
+	sets, err := c.GetSets(table)
+	if err != nil {
+		return p, err
+	}
+	for _, s := range sets {
+		p.sets[s.Name] = s
+		if s.HasTimeout || s.Anonymous {
+			continue // they change by themselves, or never
+		}
+		elements, err := c.GetSetElements(s)
+		if err != nil {
+			return p, err
+		}
+		var all []string
+		for _, e := range elements {
+			all = append(all, fmt.Sprint(e.Key, e.IntervalEnd))
+		}
+		slices.Sort(all)
+		p.fixed[s.Name] = all
+	}
+	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return p, err
+	}
+	for _, ch := range chains {
+		if ch.Table.Name != name {
+			continue
+		}
+		p.chains[ch.Name] = ch
+		rules, err := c.GetRules(table, ch)
+		if err != nil {
+			return p, err
+		}
+		for _, r := range rules {
+			p.rules[ch.Name] = append(p.rules[ch.Name], r.Handle)
+		}
+	}
+	return p, nil
+}
+
+// hasGrants reports whether sets for grants stand there.
+func (p present) hasGrants() bool {
+	return slices.ContainsFunc(grantSets[:], func(s grantSet) bool { return p.sets[s.name] != nil })
+}
+
+// same reports whether p and q have the same sets, chains and rules, and the
+// same in sets that only we change. The kernel gives no handle twice, so a rule
+// that was replaced differs.
+func (p present) same(q present) bool {
+	return p.exists == q.exists && p.flags == q.flags && sameKeys(p.sets, q.sets) &&
+		maps.EqualFunc(p.chains, q.chains, func(a, b *nftables.Chain) bool { return drops(a) == drops(b) }) &&
+		maps.EqualFunc(p.rules, q.rules, slices.Equal[[]uint64]) &&
+		maps.EqualFunc(p.fixed, q.fixed, slices.Equal[[]string])
+}
+
+// drops reports whether the chain's policy is to drop.
+func drops(c *nftables.Chain) bool {
+	return c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
+}
+
+func sameKeys[V any](a, b map[string]V) bool {
+	return maps.EqualFunc(a, b, func(V, V) bool { return true })
+}

@@ -1,0 +1,79 @@
+package ipdestinationguard
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/coredns/coredns/core/dnsserver"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/names"
+)
+
+// addFiles takes files of names, which have to be there and right. The server
+// follows them once it starts.
+func (p *parser) addFiles(f *followed, paths []string) error {
+	for _, path := range paths {
+		if root := dnsserver.GetConfig(p.Controller).Root; root != "" && !filepath.IsAbs(path) {
+			path = filepath.Join(root, path)
+		}
+		text, err := os.Open(path)
+		if err != nil {
+			return p.Err(err.Error())
+		}
+		_, err = names.Read(text)
+		text.Close()
+		if err != nil {
+			return p.Errf("%s: %v", path, err)
+		}
+		f.paths = append(f.paths, path)
+	}
+	return nil
+}
+
+// settleNames reads the patterns of all lines together.
+func (p *parser) settleNames() (err error) {
+	if p.policy.names.list, err = names.Parse(p.patterns...); err != nil {
+		return p.Errf("names: %v", err)
+	}
+	if p.policy.except.list, err = names.Parse(p.exceptions...); err != nil {
+		return p.Errf("except: %v", err)
+	}
+	if p.policy.refuseOthers && p.policy.names.empty() && p.policy.except.empty() {
+		return p.Errf("others refuse: which names are not others? Say so with names or except")
+	}
+	return nil
+}
+
+// addPrivate reads names and the networks that they may have addresses of.
+func (p *parser) addPrivate(args []string) (err error) {
+	patterns := args
+	if i := slices.IndexFunc(args, looksNumeric); i >= 0 {
+		patterns = args[:i]
+	}
+	var r rule
+	for _, arg := range args[len(patterns):] {
+		if !looksNumeric(arg) {
+			return p.Errf("private: %q stands behind an address: write the names first, or a line for each", arg)
+		}
+		if err := p.addPrefixes(&r.networks, []string{arg}); err != nil {
+			return err
+		}
+	}
+	if len(patterns) == 0 {
+		return p.Errf("private %s says no name: whose addresses are these? For every name write private ** %[1]s", strings.Join(args, " "))
+	}
+	if r.names, err = names.Parse(patterns...); err != nil {
+		return p.Errf("private: %v", err)
+	}
+	p.policy.private = append(p.policy.private, r)
+	return nil
+}
+
+// looksNumeric reports whether text must be meant as an address or a network: no
+// top-level domain is a number.
+func looksNumeric(text string) bool {
+	last := text[strings.LastIndexByte(text, '.')+1:]
+	return strings.ContainsAny(text, ":/") || last != "" && strings.Trim(last, "0123456789") == ""
+}
