@@ -7,44 +7,46 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
-var options = map[string]func(*parser, []string) error{
-	"mode": func(p *parser, args []string) error {
+// An option is a line of the directive's block.
+type option struct {
+	read       func(*parser, []string) error
+	repeatable bool
+	perBlock   bool // each server block has it for itself
+}
+
+var options = map[string]option{
+	"mode": {read: func(p *parser, args []string) error {
 		mode, err := p.only("mode", args)
 		if err != nil {
 			return err
 		}
 		return p.setMode(mode)
-	},
-	"allowedIPs":        func(p *parser, args []string) error { return p.addPrefixes(&p.allowed, args) },
-	"allowedLocalIPs":   func(p *parser, args []string) error { return p.addPrefixes(&p.allowedLocal, args) },
-	"allowedGatewayIPs": func(p *parser, args []string) error { return p.addPrefixes(&p.allowedGateway, args) },
-	"interfaces":        (*parser).addInterfaces,
-	"scope": func(p *parser, args []string) (err error) {
-		p.scope, err = p.only("scope", args)
-		if err == nil && p.scope != scopeAny && p.scope != scopeClient {
-			err = p.Errf("scope %q: it is any (an answer opens its addresses to all that is guarded) or client (only to whoever asked)", p.scope)
-		}
+	}},
+	"allowedIPs":        {repeatable: true, read: func(p *parser, args []string) error { return p.addPrefixes(&p.allowed, args) }},
+	"allowedLocalIPs":   {repeatable: true, read: func(p *parser, args []string) error { return p.addPrefixes(&p.allowedLocal, args) }},
+	"allowedGatewayIPs": {repeatable: true, read: func(p *parser, args []string) error { return p.addPrefixes(&p.allowedGateway, args) }},
+	"interfaces":        {repeatable: true, read: (*parser).addInterfaces},
+	"scope": {read: func(p *parser, args []string) (err error) {
+		p.scope, err = p.oneOf("scope", args,
+			"any (an answer opens its addresses to all that is guarded) or client (only to whoever asked)", scopeAny, scopeClient)
 		return err
-	},
-	"dns_ports": func(p *parser, args []string) error {
-		text, err := p.only("dns_ports", args)
-		if err == nil && text != "open" && text != "closed" {
-			err = p.Errf("dns_ports %q: it is closed (grants do not open ports 53 and 853) or open", text)
-		}
-		p.dnsPorts = text == "open"
+	}},
+	"dns_ports": {read: func(p *parser, args []string) error {
+		ports, err := p.oneOf("dns_ports", args, "closed (grants do not open ports 53 and 853) or open", "closed", "open")
+		p.dnsPorts = ports == "open"
 		return err
-	},
-	"trusted_forwarder": func(p *parser, args []string) error { return p.addPrefixes(&p.forwarders, args) },
-	"margin": func(p *parser, args []string) (err error) {
+	}},
+	"trusted_forwarder": {repeatable: true, read: func(p *parser, args []string) error { return p.addPrefixes(&p.forwarders, args) }},
+	"margin": {read: func(p *parser, args []string) (err error) {
 		text, err := p.only("margin", args)
 		if err != nil {
 			return err
 		}
 		p.lease.Margin, err = p.duration("margin", text)
 		return err
-	},
-	"ttl": (*parser).setTTL,
-	"hold": func(p *parser, args []string) (err error) {
+	}},
+	"ttl": {read: (*parser).setTTL},
+	"hold": {read: func(p *parser, args []string) (err error) {
 		text, err := p.only("hold", args)
 		if err != nil {
 			return err
@@ -53,22 +55,13 @@ var options = map[string]func(*parser, []string) error{
 			err = p.Err("hold 0s would withhold every answer: give it time, for example 1s")
 		}
 		return err
-	},
-	"on_exit": func(p *parser, args []string) error {
-		leave, err := p.only("on_exit", args)
-		switch {
-		case err != nil:
-			return err
-		case leave == "keep":
-			p.onExit = backend.Keep
-		case leave == "remove":
-			p.onExit = backend.Remove
-		default:
-			return p.Errf("on_exit %q: it is keep (go on refusing) or remove (open everything)", leave)
-		}
-		return nil
-	},
-	"table": func(p *parser, args []string) error {
+	}},
+	"on_exit": {read: func(p *parser, args []string) error {
+		leave, err := p.oneOf("on_exit", args, "keep (go on refusing) or remove (open everything)", "keep", "remove")
+		p.onExit = backend.Leave(leave == "keep")
+		return err
+	}},
+	"table": {read: func(p *parser, args []string) error {
 		table, err := p.only("table", args)
 		if err != nil {
 			return err
@@ -78,37 +71,23 @@ var options = map[string]func(*parser, []string) error{
 		}
 		p.table = table
 		return nil
-	},
-	"names":       func(p *parser, args []string) error { p.patterns = append(p.patterns, args...); return nil },
-	"except":      func(p *parser, args []string) error { p.exceptions = append(p.exceptions, args...); return nil },
-	"names_file":  func(p *parser, args []string) error { return p.addFiles(&p.policy.names, args) },
-	"except_file": func(p *parser, args []string) error { return p.addFiles(&p.policy.except, args) },
-	"others": func(p *parser, args []string) error {
-		others, err := p.only("others", args)
-		if err == nil && others != "pass" && others != "refuse" {
-			err = p.Errf("others %q: it is pass (answers for other names open nothing) or refuse (they are REFUSED)", others)
-		}
+	}},
+	"names":       {repeatable: true, perBlock: true, read: func(p *parser, args []string) error { p.patterns = append(p.patterns, args...); return nil }},
+	"except":      {repeatable: true, perBlock: true, read: func(p *parser, args []string) error { p.exceptions = append(p.exceptions, args...); return nil }},
+	"names_file":  {repeatable: true, perBlock: true, read: func(p *parser, args []string) error { return p.addFiles(&p.policy.names, args) }},
+	"except_file": {repeatable: true, perBlock: true, read: func(p *parser, args []string) error { return p.addFiles(&p.policy.except, args) }},
+	"others": {perBlock: true, read: func(p *parser, args []string) error {
+		others, err := p.oneOf("others", args, "pass (answers for other names open nothing) or refuse (they are REFUSED)", "pass", "refuse")
 		p.policy.refuseOthers = others == "refuse"
 		return err
-	},
-	"private": (*parser).addPrivate,
-	"canary": func(p *parser, args []string) error {
-		canary, err := p.only("canary", args)
-		switch {
-		case err != nil:
-			return err
-		case canary != "on" && canary != "off":
-			return p.Errf("canary %q: it is on (programs are told to stay with this resolver) or off", canary)
-		}
+	}},
+	"private": {repeatable: true, perBlock: true, read: (*parser).addPrivate},
+	"canary": {perBlock: true, read: func(p *parser, args []string) error {
+		canary, err := p.oneOf("canary", args, "on (programs are told to stay with this resolver) or off", "on", "off")
 		p.policy.canary = canary == "on"
-		return nil
-	},
+		return err
+	}},
 }
-
-var repeatable = map[string]bool{"allowedIPs": true, "allowedLocalIPs": true, "allowedGatewayIPs": true, "interfaces": true, "trusted_forwarder": true, "private": true, "names": true, "except": true, "names_file": true, "except_file": true}
-
-// perBlock are the options that each server block has for itself.
-var perBlock = map[string]bool{"names": true, "except": true, "names_file": true, "except_file": true, "others": true, "private": true, "canary": true}
 
 // What nft can read back, and the kernel keep (NFT_TABLE_MAXNAMELEN).
 var tableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]*$`)

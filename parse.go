@@ -56,8 +56,8 @@ type parser struct {
 
 // sets reports whether the directive says anything of what all blocks share.
 func (p *parser) sets() bool {
-	for option := range p.seen {
-		if !perBlock[option] {
+	for name := range p.seen {
+		if !options[name].perBlock {
 			return true
 		}
 	}
@@ -76,20 +76,20 @@ func (p *parser) directive() error {
 		}
 	}
 	for p.NextBlock() {
-		option := p.Val()
-		parse, known := options[option]
+		name := p.Val()
+		option, known := options[name]
 		if !known {
-			return p.Errf("unknown option %q: there are %s", option, strings.Join(optionNames(), ", "))
+			return p.Errf("unknown option %q: there are %s", name, strings.Join(optionNames(), ", "))
 		}
-		if p.seen[option] && !repeatable[option] {
-			return p.Errf("%s is given twice", option)
+		if p.seen[name] && !option.repeatable {
+			return p.Errf("%s is given twice", name)
 		}
-		p.seen[option] = true
+		p.seen[name] = true
 		args := p.RemainingArgs()
 		if len(args) == 0 {
-			return p.Errf("%s needs a value", option)
+			return p.Errf("%s needs a value", name)
 		}
-		if err := parse(p, args); err != nil {
+		if err := option.read(p, args); err != nil {
 			return err
 		}
 	}
@@ -102,6 +102,15 @@ func (p *parser) only(option string, args []string) (string, error) {
 		return "", p.Errf("%s takes one value, not %q", option, strings.Join(args, " "))
 	}
 	return args[0], nil
+}
+
+// oneOf returns the one value of an option that has a choice of words.
+func (p *parser) oneOf(option string, args []string, help string, words ...string) (string, error) {
+	word, err := p.only(option, args)
+	if err == nil && !slices.Contains(words, word) {
+		err = p.Errf("%s %q: it is %s", option, word, help)
+	}
+	return word, err
 }
 
 func (p *parser) setMode(mode string) error {
