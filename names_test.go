@@ -78,6 +78,7 @@ func TestNamesMistakes(t *testing.T) {
 		{"except a..b", "except: "},
 		{"names_file " + bad, "line 2"},
 		{"names_file /nowhere/names", "no such file"},
+		{"names_file " + filepath.Dir(bad), "not a regular file"},
 		{"others maybe", `others "maybe": it is pass`},
 		{"others refuse", "which names are not others?"},
 	} {

@@ -1,7 +1,6 @@
 package ipdestinationguard
 
 import (
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,16 +17,11 @@ func (p *parser) addFiles(f *followed, paths []string) error {
 		if root := dnsserver.GetConfig(p.Controller).Root; root != "" && !filepath.IsAbs(path) {
 			path = filepath.Join(root, path)
 		}
-		text, err := os.Open(path)
+		file, err := names.OpenFile(path)
 		if err != nil {
 			return p.Err(err.Error())
 		}
-		_, err = names.Read(text)
-		text.Close()
-		if err != nil {
-			return p.Errf("%s: %v", path, err)
-		}
-		f.paths = append(f.paths, path)
+		f.files = append(f.files, file)
 	}
 	return nil
 }

@@ -4,8 +4,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/coredns/coredns/plugin"
-
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/names"
 	"github.com/destination-guard/coredns-ip-destination-guard/reach"
@@ -29,11 +27,10 @@ var defaultPolicy = policy{canary: true}
 // they change.
 type followed struct {
 	list  *names.List
-	paths []string
-	files []*names.File // from when the server starts
+	files []*names.File
 }
 
-func (f *followed) empty() bool { return f.list.Len() == 0 && len(f.paths) == 0 }
+func (f *followed) empty() bool { return f.list.Len() == 0 && len(f.files) == 0 }
 
 func (f *followed) match(name string) bool {
 	if f.list.Match(name) {
@@ -52,30 +49,25 @@ func (p *policy) opens(name string) bool {
 	return (p.names.empty() || p.names.match(name)) && !p.except.match(name)
 }
 
+func (p *policy) files() []*names.File { return slices.Concat(p.names.files, p.except.files) }
+
 // open begins to follow files.
 func (p *policy) open() error {
-	for _, f := range []*followed{&p.names, &p.except} {
-		for _, path := range f.paths {
-			file, err := names.OpenFile(path, func(list *names.List, err error) {
-				if err != nil {
-					log.Errorf("%v: the names of before stay in force", err)
-					return
-				}
-				log.Infof("%s has been read again: %d names", path, list.Len())
-			})
+	for _, file := range p.files() {
+		file.Follow(func(list *names.List, err error) {
 			if err != nil {
-				_ = p.close()
-				return plugin.Error(name, err)
+				log.Errorf("%v: the names of before stay in force", err)
+				return
 			}
-			f.files = append(f.files, file)
-		}
+			log.Infof("%s has been read again: %d names", file.Path(), list.Len())
+		})
 	}
 	return nil
 }
 
 // close ends the following of files.
 func (p *policy) close() error {
-	for _, file := range slices.Concat(p.names.files, p.except.files) {
+	for _, file := range p.files() {
 		file.Close()
 	}
 	return nil

@@ -34,7 +34,7 @@ type File struct {
 	list    atomic.Pointer[List]
 
 	stop chan struct{}
-	done chan struct{}
+	done chan struct{} // nil until the file is followed
 	once sync.Once
 
 	// Used by the goroutine that looks, only.
@@ -43,29 +43,33 @@ type File struct {
 	unreachable string      // the reason told last
 }
 
-// OpenFile reads the patterns in a file, as Read does, and follows it until
-// Close. If it cannot be read at first, that is an error and nothing is
-// followed.
-//
-// After every later change, changed is told the list that is in force: the new
-// one, or the one before and what is wrong with the new one. It is told once
-// when the file is out of reach, and again when it is back. It is called from
-// one goroutine only and never after Close has returned; it must not call Close
-// itself. It may be nil.
-func OpenFile(path string, changed func(*List, error)) (*File, error) {
+// OpenFile reads the patterns in a file, as Read does. Nothing is left behind
+// where the file is never followed.
+func OpenFile(path string) (*File, error) {
 	list, info, _, err := load(path)
 	if err != nil {
 		return nil, err
 	}
-	f := &File{
-		path: path, changed: changed,
-		stop: make(chan struct{}), done: make(chan struct{}),
-		read: info, seen: info,
-	}
+	f := &File{path: path, stop: make(chan struct{}), read: info, seen: info}
 	f.list.Store(list)
-	go f.follow()
 	return f, nil
 }
+
+// Follow reads the file again when it changes, until Close. It may be called once,
+// and not beside or after Close.
+//
+// After every change since OpenFile, changed is told the list that is in force: the new
+// one, or the one before and what is wrong with the new one. It is told once
+// when the file is out of reach, and again when it is back. It is called from
+// one goroutine only and never after Close has returned; it must not call Close
+// itself. It may be nil.
+func (f *File) Follow(changed func(*List, error)) {
+	f.changed, f.done = changed, make(chan struct{})
+	go f.follow()
+}
+
+// Path is what OpenFile was given.
+func (f *File) Path() string { return f.path }
 
 // List is the list in force. It is never nil.
 func (f *File) List() *List { return f.list.Load() }
@@ -74,7 +78,9 @@ func (f *File) List() *List { return f.list.Load() }
 // The list stays as it is. Closing twice is closing once.
 func (f *File) Close() {
 	f.once.Do(func() { close(f.stop) })
-	<-f.done
+	if f.done != nil {
+		<-f.done
+	}
 }
 
 func (f *File) follow() {

@@ -17,8 +17,11 @@ func followed(t *testing.T, path string, test func(f *followedFile)) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &followedFile{T: t, path: path}
 		var err error
-		f.mu.Lock()
-		f.File, err = OpenFile(path, func(l *List, err error) {
+		if f.File, err = OpenFile(path); err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		f.Follow(func(l *List, err error) {
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			if l != f.List() || l == nil {
@@ -30,11 +33,6 @@ func followed(t *testing.T, path string, test func(f *followedFile)) {
 			}
 			f.told = append(f.told, told)
 		})
-		f.mu.Unlock()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
 		test(f)
 	})
 }
@@ -207,7 +205,7 @@ func TestFileNotAtFirst(t *testing.T) {
 		path + ".broken":   "list.broken: line 2: ",
 		filepath.Dir(path): "not a regular file",
 	} {
-		f, err := OpenFile(file, nil)
+		f, err := OpenFile(file)
 		if f != nil || err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, %v, want %s", f, err, want)
 		}
@@ -226,16 +224,27 @@ func TestFileClose(t *testing.T) {
 	})
 }
 
+// A file that was only read is closed at once.
+func TestFileNotFollowed(t *testing.T) {
+	f, err := OpenFile(newFile(t))
+	must(t, err)
+	f.Close()
+	if !f.List().Match("first.org.") {
+		t.Error("not read")
+	}
+}
+
 // Close waits for whoever is being told, so nobody is told afterwards.
 func TestFileCloseWaits(t *testing.T) {
 	path := newFile(t)
 	synctest.Test(t, func(t *testing.T) {
 		finished := false
-		f, err := OpenFile(path, func(*List, error) {
+		f, err := OpenFile(path)
+		must(t, err)
+		f.Follow(func(*List, error) {
 			time.Sleep(time.Hour)
 			finished = true
 		})
-		must(t, err)
 		must(t, os.Remove(path))
 		time.Sleep(lookEvery + time.Second)
 		f.Close()
@@ -248,8 +257,9 @@ func TestFileCloseWaits(t *testing.T) {
 func TestFileNobodyListens(t *testing.T) {
 	path := newFile(t)
 	synctest.Test(t, func(t *testing.T) {
-		f, err := OpenFile(path, nil)
+		f, err := OpenFile(path)
 		must(t, err)
+		f.Follow(nil)
 		defer f.Close()
 		must(t, os.Remove(path))
 		time.Sleep(lookEvery)
