@@ -9,7 +9,7 @@ import (
 // The variables of the process. None has a label with a client or a name.
 var (
 	answers = counters("answers_total",
-		"Answers that give addresses, by what became of them: passed at once, held until the kernel had acknowledged, or failed.", "result")
+		"Answers that give addresses, by what became of them: passed at once, held until the kernel had acknowledged, or failed; and questions that were refused for their name.", "result")
 	answersPassed  = answers.WithLabelValues("passed")
 	answersHeld    = answers.WithLabelValues("held")
 	answersFailed  = answers.WithLabelValues("failed")

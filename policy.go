@@ -115,9 +115,6 @@ func (f *filter) withheld(addr netip.Addr) *reach.Block {
 	if !f.scope.CanReach(addr) {
 		return unreachable
 	}
-	if f.own == nil && reach.Global(addr) {
-		return nil
-	}
 	var buf [4]netip.Addr
 	for _, part := range reach.Parts(addr, buf[:0]) {
 		b := reach.Of(part)

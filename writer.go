@@ -74,8 +74,8 @@ func (q *query) permitted(m *dns.Msg) (*dns.Msg, error) {
 	m = q.strip(m, scope)
 	var few [8]target
 	targets, err := readAnswer(q.question, m, few[:0])
-	if err != nil || len(targets) == 0 {
-		return m, err
+	if err != nil {
+		return nil, err
 	}
 	return m, g.permit(q.Context, scope, targets)
 }

@@ -11,10 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Find is Link that on a miss asks the kernel, since what it has just learned of a
-// new client may be on its way still. What it says is kept for a second, good or
-// bad, so that clients behind a router, which are never neighbours, do not cost
-// system calls with every query.
+// Find is Link that asks the kernel: on a miss, since what it has just learned of a
+// new client may be on its way still, and on a hit, since anybody on any wire can
+// claim an address there, and the kernel's routes say which wire counts. What it says
+// is kept for a second, good or bad, so that it does not cost system calls with every
+// query; but only as long as the mirror still has what it said. Addresses that belong
+// to one interface, by a zone or as link-local ones, are Link's alone.
 //
 // The kernel is asked on which interface it would reach addr, and then for the
 // neighbour there: some 3 us, though on kernels before 2025 the second question waits
@@ -50,8 +52,7 @@ func (w *Watcher) Find(addr netip.Addr) (hw [6]byte, ok bool) {
 	return hw, ok
 }
 
-// has reports whether addr is a neighbour with hw. Anybody on any wire can claim any
-// address there, so which interface counts is for the kernel's routes to say.
+// has reports whether addr is a neighbour with hw, on whatever interface.
 func (w *Watcher) has(addr netip.Addr, hw hardware) bool {
 	return slices.ContainsFunc(w.neighbours.get(keyOf(addr)), func(it item[uint32, hardware]) bool { return it.value == hw })
 }

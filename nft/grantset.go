@@ -60,13 +60,6 @@ func setOf(k backend.Key) int {
 	return 2*int(k.Holder) + 1
 }
 
-func (s *grantSet) index() int {
-	if s.ipv4 {
-		return 2 * int(s.holder)
-	}
-	return 2*int(s.holder) + 1
-}
-
 // grantSetsFor returns the sets of grants that the rules have.
 func grantSetsFor(r backend.Rules) (have []*grantSet) {
 	for i := range grantSets {

@@ -89,21 +89,16 @@ func (w *writer) arm(r backend.Rules) error {
 // forget takes grants out of the table whose sets the rules do not have any more,
 // before they are gone.
 func (w *writer) forget(r backend.Rules) {
-	var stay [sets]bool
-	for _, s := range grantSetsFor(r) {
-		stay[s.index()] = true
-	}
-	if stay == w.declared {
+	if !slices.ContainsFunc(grantSetsFor(w.rules), func(s *grantSet) bool { return !r.Know(s.holder) }) {
 		return
 	}
 	for k := range w.inForce.All() {
-		if !stay[setOf(k)] && w.inForce.Delete(k) {
+		if !r.Know(k.Holder) && w.inForce.Delete(k) {
 			w.count(k, -1)
 		}
 	}
-	gone := func(e expiry.Ended[backend.Key]) bool { return !stay[setOf(e.Key)] }
+	gone := func(e expiry.Ended[backend.Key]) bool { return !r.Know(e.Key.Holder) }
 	w.due, w.restore = slices.DeleteFunc(w.due, gone), slices.DeleteFunc(w.restore, gone)
-	w.declared = stay
 }
 
 // commitRules turns what stands in the kernel into rs. It returns what stood

@@ -21,13 +21,12 @@ import (
 // kernel, any other is not. Additions say EXCL and removals fail on what is
 // absent, so a wrong belief fails the transaction; it is then done once more
 // carefully, asking the kernel for each key first. Entries in doubt (adopted, or
-// since before somebody else's change) are always looked up. So nobody has to know what an
-// earlier process, or somebody else, has left behind.
+// older than somebody else's change) are always looked up. So nobody has to know
+// what an earlier process, or somebody else, has left behind.
 type writer struct {
 	*Backend
 	socket     *socket
 	rules      backend.Rules
-	declared   [sets]bool // the sets of grants that the rules have
 	opened     bool
 	broken     error // why the rules are not in force although they should be
 	retryAt    time.Time

@@ -47,14 +47,9 @@ const inFlight = 128
 // hot: names in the cache, with their grants in force.
 func hot(b *bench) error {
 	const names = 1000
-	w, err := newWorld(b.variants(true)...)
-	if err != nil {
-		return err
-	}
-	defer w.close()
 	warm := load{ttl: 3600, window: 32, numbers: again(0, names), count: 4 * names}
 	l := load{ttl: 3600, window: inFlight, numbers: again(0, names), lasting: turn}
-	if err := b.takeTurns("hot", w.servers, warm, l); err != nil {
+	if err := b.takeTurns("hot", b.variants(true), warm, l); err != nil {
 		return err
 	}
 	b.compared("hot", "cached names", "guard-off", 0.97)
@@ -66,14 +61,9 @@ func hot(b *bench) error {
 
 // cold: each name is asked once, so each answer waits for its grant.
 func cold(b *bench) error {
-	w, err := newWorld(b.variants(false)...)
-	if err != nil {
-		return err
-	}
-	defer w.close()
 	warm := load{ttl: 60, window: inFlight, numbers: never, lasting: time.Second}
 	l := load{ttl: 60, window: inFlight, numbers: never, lasting: turn}
-	if err := b.takeTurns("cold", w.servers, warm, l); err != nil {
+	if err := b.takeTurns("cold", b.variants(false), warm, l); err != nil {
 		return err
 	}
 	b.compared("cold", "new names", "ruleset-only", 0.95)
@@ -88,9 +78,14 @@ func cold(b *bench) error {
 const perLife = 8
 
 // takeTurns starts and warms the servers and puts the load on each in turn.
-func (b *bench) takeTurns(row string, servers []*server, warm, l load) error {
+func (b *bench) takeTurns(row string, variants []*variant, warm, l load) error {
+	w, err := newWorld(variants...)
+	if err != nil {
+		return err
+	}
+	defer w.close()
 	for round := range b.rounds {
-		for _, s := range servers {
+		for _, s := range w.servers {
 			if round%perLife == 0 {
 				if err := s.restart(); err != nil {
 					return fmt.Errorf("%s: %w", s.name, err)
