@@ -28,7 +28,7 @@ type guard struct {
 	own      func(netip.Addr) bool // whether an address is this machine's; nil is never
 
 	arming sync.Mutex
-	around surroundings // from when they are needed first
+	around surroundings // from when it is armed first
 	onLink atomic.Pointer[[]netip.Prefix]
 
 	up        chan struct{} // closed when it is armed first
@@ -61,7 +61,7 @@ func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backen
 func (g *guard) arm(s *settings) (err error) {
 	g.arming.Lock()
 	defer g.arming.Unlock()
-	if g.around == nil && g.watch != nil {
+	if g.around == nil {
 		if g.around, err = g.watch(); err != nil {
 			return fmt.Errorf("the machine's addresses cannot be known: %w", err)
 		}
@@ -69,7 +69,7 @@ func (g *guard) arm(s *settings) (err error) {
 		go g.follow(g.around)
 	}
 	var onLink []netip.Prefix
-	if s.gateway() && g.around != nil { // also with scope any, where clients' grants from before go on
+	if s.gateway() { // also with scope any, where clients' grants from before go on
 		onLink = g.around.OnLink()
 	}
 	if err := g.backend.Open(s.rules(onLink)); err != nil {

@@ -36,6 +36,9 @@ func (benchWriter) RemoteAddr() net.Addr    { return benchClient }
 
 var benchClient = &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1000}
 
+// alone is a machine without addresses and neighbours.
+func alone() (surroundings, error) { return &network{}, nil }
+
 func benchArm(g *guard) {
 	s := defaultSettings
 	s.mode, s.scope = modeLocal, scopeAny
@@ -79,7 +82,7 @@ func BenchmarkServeDNS(b *testing.B) {
 		next := plugin.HandlerFunc(func(_ context.Context, w dns.ResponseWriter, _ *dns.Msg) (int, error) {
 			return dns.RcodeSuccess, w.WriteMsg(answer)
 		})
-		g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, nil, time.Now)
+		g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, alone, time.Now)
 		benchArm(g)
 		h := &Handler{Next: next, guard: g, policy: &defaultPolicy}
 		for _, way := range []struct {

@@ -21,7 +21,7 @@ func hotAnswer(tb testing.TB, records ...string) func() {
 		return dns.RcodeSuccess, w.WriteMsg(answer)
 	})
 	now := time.Now() // and it stands still: later, the grant would be renewed
-	g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, nil, func() time.Time { return now })
+	g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, alone, func() time.Time { return now })
 	benchArm(g)
 	h := &Handler{Next: next, guard: g, policy: &defaultPolicy}
 	ctx := context.Background()
