@@ -49,7 +49,7 @@ func (g *guard) scope(remote net.Addr, request *dns.Msg) backend.Scope {
 		return backend.Scope{Holder: backend.Machine}
 	case addr.IsLinkLocalUnicast(), contains(*g.onLink.Load(), addr):
 		if hw, ok := g.around.Find(addr); ok {
-			return backend.LinkScope(hw)
+			return backend.LinkScope(0, hw)
 		}
 	}
 	return backend.ClientScope(addr.WithZone(""))

@@ -221,6 +221,9 @@ func (o *observer) Failed(op string, err error) {
 	})
 }
 
+// Evicted implements backend.Observer.
+func (o *observer) Evicted(n int) { grantsEvicted.Add(float64(n)) }
+
 // Live implements backend.Observer.
 func (o *observer) Live(ipv4, ipv6 int) {
 	grantsIPv4.Set(float64(ipv4))

@@ -27,10 +27,11 @@ var (
 	grantsIPv6 = grants.WithLabelValues("ipv6")
 
 	grantChanges = counters("grant_changes_total",
-		"Grants that were made, renewed and removed because they had expired.", "change")
+		"Grants that were made, renewed, removed because they had expired, and ended early because there were too many.", "change")
 	grantsMade    = grantChanges.WithLabelValues("made")
 	grantsRenewed = grantChanges.WithLabelValues("renewed")
 	grantsExpired = grantChanges.WithLabelValues("expired")
+	grantsEvicted = grantChanges.WithLabelValues("evicted")
 
 	transactionSize = histogram("transaction_grants",
 		"Grants changed in one transaction; their count is that of transactions.", prometheus.ExponentialBuckets(1, 4, 7))

@@ -75,22 +75,47 @@ type Rules struct {
 	// these; empty means by any.
 	Interfaces []string
 
+	// Classes of grants that are not for all packets, by their numbers. A number
+	// means the same as long as the backend is open.
+	Classes map[Class]Predicates
+
 	// DNSPorts lets grants open the ports of DNS, 53 and 853, as well.
 	DNSPorts bool
 
-	// MaxGrants is how many grants of each IP version there may be.
-	MaxGrants int
+	// Upstream is open, over TCP and UDP, to what Self sends.
+	Upstream []netip.AddrPort
+	Self     Program
+
+	// Capture is the port of this machine that gets the plain DNS, to whatever
+	// address, of those whose traffic is forwarded and guarded; 0 is none.
+	Capture uint16
+
+	// Linger is how long an address stays open to the holder of a grant after the
+	// holder's last packet to it; 0 is no longer than the grant.
+	Linger time.Duration
+
+	// MaxGrants is how many grants of each IP version there may be of a kind of
+	// holder in a class; MaxGrantsClient, how many of one client or application;
+	// MaxGrantsName, how many of one holder because of one name. A further one
+	// ends that of the same holder, or the same name, which has been renewed least
+	// recently. 0 is no limit.
+	MaxGrants, MaxGrantsClient, MaxGrantsName int
 }
 
 // Know reports whether such holders have grants, be it for a chain that only a
 // reload brings.
-func (r *Rules) Know(h Holder) bool {
-	return slices.Contains(r.LocalHolders, h) || slices.Contains(r.GatewayHolders, h)
+func (r *Rules) Know(s Scope) bool {
+	local, gateway := slices.Contains(r.LocalHolders, s.Holder), slices.Contains(r.GatewayHolders, s.Holder)
+	if s.Class == 0 {
+		return local || gateway
+	}
+	p, ok := r.Classes[s.Class]
+	return ok && (local || gateway && !p.Local())
 }
 
 // Grantable returns ErrScope, in words, if there cannot be such a grant.
 func (r *Rules) Grantable(g Grant) error {
-	if !r.Know(g.Holder) || !g.CanReach(g.Addr) {
+	if !r.Know(g.Scope) || !g.CanReach(g.Addr) {
 		return fmt.Errorf("%w: %v to %v", ErrScope, g.Scope, g.Addr)
 	}
 	return nil
@@ -101,6 +126,7 @@ type Grant struct {
 	Scope
 	Addr  netip.Addr // never IPv4-mapped: see Unmap
 	Until time.Time
+	Name  uint64 // hash of the name that was asked for; 0 is none
 }
 
 // Key returns the name of g in tables.
@@ -116,7 +142,7 @@ type Key struct {
 func KeyOf(addr netip.Addr) Key { return Scope{}.Key(addr) }
 
 // Grant returns what k is the name of.
-func (k Key) Grant(until time.Time) Grant { return Grant{k.Scope, k.Addr(), until} }
+func (k Key) Grant(until time.Time) Grant { return Grant{Scope: k.Scope, Addr: k.Addr(), Until: until} }
 
 // Addr returns the address that k is for.
 func (k Key) Addr() netip.Addr { return netip.AddrFrom16(k.IP).Unmap() }
@@ -139,6 +165,9 @@ type Observer interface {
 
 	// Expired: so many grants have run out.
 	Expired(n int)
+
+	// Evicted: so many grants have ended early for newer ones: see Rules.
+	Evicted(n int)
 
 	// Failed: the operation op ("commit", "read", "open", ...) was refused.
 	Failed(op string, err error)

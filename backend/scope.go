@@ -1,15 +1,18 @@
 package backend
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
 )
 
-// Scope is who may use a grant. The zero value is everyone.
+// Scope is who may use a grant, and for what. The zero value is everyone, for
+// anything.
 type Scope struct {
 	Holder Holder
-	ID     [16]byte // of the one client; zero for holders that are many
+	Class  Class    // which of the holder's packets
+	ID     [16]byte // of the one client or application; zero for holders that are many
 }
 
 // Holder is a kind of those who may use a grant.
@@ -19,21 +22,43 @@ type Holder uint8
 const (
 	Everyone Holder = iota // whatever this machine sends and forwards
 	Machine                // what this machine sends
+	User                   // what one user's programs on this machine send
+	Unit                   // what one cgroup's programs on this machine send
 	Client                 // what is forwarded from one address
-	Link                   // what is forwarded from one Ethernet address
+	Link                   // what is forwarded from one Ethernet address on one wire
 
 	Holders // how many kinds there are
 )
 
+// UserScope is the scope of the user with this number.
+func UserScope(uid uint32) Scope {
+	s := Scope{Holder: User}
+	binary.NativeEndian.PutUint32(s.ID[:], uid)
+	return s
+}
+
+// UnitScope is the scope of the cgroup (version 2) with this number and of all below
+// it, down to the level of the rules: see [MaxLevel].
+func UnitScope(cgroup uint64) Scope {
+	s := Scope{Holder: Unit}
+	binary.NativeEndian.PutUint64(s.ID[:], cgroup)
+	return s
+}
+
+// MaxLevel is how deep below the root of the hierarchy a cgroup may lie that holds
+// grants or is named in rules.
+const MaxLevel = 8
+
 // ClientScope is the scope of the client with this address. It has grants for
 // addresses of its own IP version only.
-func ClientScope(addr netip.Addr) Scope { return Scope{Client, addr.As16()} }
+func ClientScope(addr netip.Addr) Scope { return Scope{Holder: Client, ID: addr.As16()} }
 
-// LinkScope is the scope of the client with this Ethernet address, whatever IP
-// addresses it has.
-func LinkScope(hw [6]byte) Scope {
+// LinkScope is the scope of the client with this Ethernet address on the wire of the
+// interface with this index, whatever IP addresses it has.
+func LinkScope(index uint32, hw [6]byte) Scope {
 	s := Scope{Holder: Link}
-	copy(s.ID[:], hw[:])
+	binary.NativeEndian.PutUint32(s.ID[:], index)
+	copy(s.ID[4:], hw[:])
 	return s
 }
 
@@ -57,10 +82,14 @@ func (s Scope) String() string {
 		return "everyone"
 	case Machine:
 		return "this machine"
+	case User:
+		return fmt.Sprint("user ", binary.NativeEndian.Uint32(s.ID[:]))
+	case Unit:
+		return fmt.Sprint("cgroup ", binary.NativeEndian.Uint64(s.ID[:]))
 	case Client:
 		return netip.AddrFrom16(s.ID).Unmap().String()
 	case Link:
-		return net.HardwareAddr(s.ID[:6]).String()
+		return fmt.Sprintf("%v at interface %d", net.HardwareAddr(s.ID[4:10]), binary.NativeEndian.Uint32(s.ID[:]))
 	}
 	return fmt.Sprintf("holder %d", s.Holder)
 }

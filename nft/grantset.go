@@ -42,6 +42,8 @@ var grantSets = func() (all [sets]grantSet) {
 	}{
 		backend.Everyone: {name: setGranted, comment: "addresses that DNS answers have opened"},
 		backend.Machine:  {name: "granted-local", comment: "opened by DNS answers to this machine"},
+		backend.User:     {name: "granted-user", comment: "opened by DNS answers to that user's programs"},
+		backend.Unit:     {name: "granted-unit", comment: "opened by DNS answers to that cgroup's programs"},
 		backend.Client:   {"granted-client", "opened by a DNS answer to that client", [2]*field{&source4, &source6}},
 		backend.Link:     {"granted-link", "opened by a DNS answer to the client with that Ethernet address", [2]*field{&etherSource, &etherSource}},
 	} {
@@ -63,7 +65,7 @@ func setOf(k backend.Key) int {
 // grantSetsFor returns the sets of grants that the rules have.
 func grantSetsFor(r backend.Rules) (have []*grantSet) {
 	for i := range grantSets {
-		if r.Know(grantSets[i].holder) {
+		if r.Know(backend.Scope{Holder: grantSets[i].holder}) {
 			have = append(have, &grantSets[i])
 		}
 	}
@@ -87,8 +89,8 @@ var (
 		near: true,
 		text: "ether saddr", key: nftables.TypeEtherAddr, size: 6, load: payload(expr.PayloadBaseLLHeader, 6, 6),
 		check: []expr.Any{load(expr.MetaKeyIIFTYPE), is(1, 0)}, // ARPHRD_ETHER
-		id:    func(s *backend.Scope) []byte { return s.ID[:6] },
-		scope: func(id []byte) backend.Scope { return backend.LinkScope([6]byte(id)) },
+		id:    func(s *backend.Scope) []byte { return s.ID[4:10] },
+		scope: func(id []byte) backend.Scope { return backend.LinkScope(0, [6]byte(id)) },
 		print: func(id []byte) string { return net.HardwareAddr(id).String() },
 	}
 )

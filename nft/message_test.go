@@ -44,7 +44,7 @@ func elementsOf(set *grantSet, n int) (elements []element) {
 		case backend.Client:
 			scope = backend.ClientScope(a)
 		case backend.Link:
-			scope = backend.LinkScope([6]byte{2, 3, 4, 5, byte(i >> 8), byte(i)})
+			scope = backend.LinkScope(0, [6]byte{2, 3, 4, 5, byte(i >> 8), byte(i)})
 		}
 		if a.Is4() == set.ipv4 {
 			elements = append(elements, element{scope.Key(a), time.Duration(len(elements)+1) * time.Millisecond})

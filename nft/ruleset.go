@@ -68,7 +68,7 @@ func newRuleset(r backend.Rules) ruleset {
 	rs.addSets("allowed-local", "always open to this machine: allowedLocalIPs", r.AllowedLocal)
 	rs.addSets("allowed-gateway", "always open to the network behind: allowedGatewayIPs", r.AllowedGateway)
 
-	if r.Know(backend.Link) {
+	if r.Know(backend.Scope{Holder: backend.Link}) {
 		rs.addSets(setOnLink, "this machine's own wires, where a packet's Ethernet address is its sender's", r.OnLink)
 	}
 	if r.Local {

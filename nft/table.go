@@ -89,15 +89,15 @@ func (w *writer) arm(r backend.Rules) error {
 // forget takes grants out of the table whose sets the rules do not have any more,
 // before they are gone.
 func (w *writer) forget(r backend.Rules) {
-	if !slices.ContainsFunc(grantSetsFor(w.rules), func(s *grantSet) bool { return !r.Know(s.holder) }) {
+	if !slices.ContainsFunc(grantSetsFor(w.rules), func(s *grantSet) bool { return !r.Know(backend.Scope{Holder: s.holder}) }) {
 		return
 	}
 	for k := range w.inForce.All() {
-		if !r.Know(k.Holder) && w.inForce.Delete(k) {
+		if !r.Know(k.Scope) && w.inForce.Delete(k) {
 			w.count(k, -1)
 		}
 	}
-	gone := func(e expiry.Ended[backend.Key]) bool { return !r.Know(e.Key.Holder) }
+	gone := func(e expiry.Ended[backend.Key]) bool { return !r.Know(e.Key.Scope) }
 	w.due, w.restore = slices.DeleteFunc(w.due, gone), slices.DeleteFunc(w.restore, gone)
 }
 

@@ -157,7 +157,7 @@ func (w *writer) adoptPart(part []element, at time.Time) {
 	for _, e := range part {
 		until, _ := w.inForce.Lookup(e.key)
 		switch {
-		case !w.rules.Know(e.key.Holder): // the rules have been changed since it was read
+		case !w.rules.Know(e.key.Scope): // the rules have been changed since it was read
 		case !until.IsZero():
 		case e.left == 0: // without an end, so none of ours: it is to be removed
 			w.due = append(w.due, expiry.Ended[backend.Key]{Key: e.key, Until: at.Add(time.Hour)})

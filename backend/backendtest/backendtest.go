@@ -26,6 +26,9 @@ func (Quiet) Committed(made, renewed, removed int, took time.Duration) {}
 // Expired implements [backend.Observer].
 func (Quiet) Expired(n int) {}
 
+// Evicted implements [backend.Observer].
+func (Quiet) Evicted(n int) {}
+
 // Failed implements [backend.Observer].
 func (Quiet) Failed(op string, err error) {}
 

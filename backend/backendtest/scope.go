@@ -16,8 +16,8 @@ func Scopes() []backend.Scope {
 		backend.ClientScope(netip.MustParseAddr("192.168.0.2")),
 		backend.ClientScope(netip.MustParseAddr("192.168.0.3")),
 		backend.ClientScope(netip.MustParseAddr("fd00::2")),
-		backend.LinkScope([6]byte{2, 0, 0, 0, 0, 2}),
-		backend.LinkScope([6]byte{2, 0, 0, 0, 0, 3}),
+		backend.LinkScope(0, [6]byte{2, 0, 0, 0, 0, 2}),
+		backend.LinkScope(0, [6]byte{2, 0, 0, 0, 0, 3}),
 	}
 }
 

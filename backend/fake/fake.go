@@ -87,7 +87,7 @@ func (b *Backend) Open(r backend.Rules) error {
 		return fmt.Errorf("the table cannot be renamed from %q to %q while running", b.rules.Table, r.Table)
 	}
 	for k := range b.kernel {
-		if !r.Know(k.Holder) {
+		if !r.Know(k.Scope) {
 			b.inForce.Delete(k)
 			delete(b.kernel, k)
 		}
