@@ -111,3 +111,52 @@ func openOn(w *watched) (again *Watcher, err error) {
 	})
 	return again, err
 }
+
+func BenchmarkFindAsker(b *testing.B) {
+	h, a := here(b)
+	for _, network := range []string{"udp", "tcp"} {
+		b.Run(network, func(b *testing.B) {
+			server := serve(b, h, network, "127.0.0.1:0")
+			conn, err := h.Dial(b.Context(), network, server.String())
+			must(b, err)
+			defer conn.Close()
+			client := addrPort(conn.LocalAddr())
+			b.ReportAllocs()
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					if _, err := a.Find(network, client, server); err != nil {
+						b.Error(err)
+					}
+				}
+			})
+		})
+	}
+}
+
+func BenchmarkUnit(b *testing.B) {
+	c := newCgroups(b)
+	a := newAskers(b, newHost(b))
+	id := c.add("/x.service/worker")
+	b.Run("known", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, _, _, err := a.Unit(id); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	for _, byHandle := range []bool{true, false} {
+		name := map[bool]string{true: "by handle", false: "by a walk of 1,000"}[byHandle]
+		for i := range 1000 {
+			c.add("/" + floodAddr(i).String())
+		}
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				a.units.finder = finder{now: time.Now, byHandle: byHandle}
+				if _, err := a.units.find(&c.mount, id, time.Now()); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

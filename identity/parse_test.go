@@ -26,6 +26,7 @@ func FuzzMessages(f *testing.F) {
 			w.hearLink(h.Type, body, event)
 			w.hearAddress(h.Type, body, dump)
 			w.hearNeighbour(h.Type, body, event)
+			_, _ = parseSocket(body)
 			_ = errnoOf(body)
 		}
 		if len(w.own.heard) > 4 || len(w.neighbours.heard) > 4 || len(w.reader.names) > 4 {
