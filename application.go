@@ -87,6 +87,9 @@ func (p *programs) equal(q *programs) bool {
 
 // String spells them as the Corefile does.
 func (p programs) String() string {
+	if p.empty() {
+		return "nobody"
+	}
 	var words []string
 	for _, uid := range p.users {
 		words = append(words, fmt.Sprint(uid))

@@ -7,11 +7,12 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/caddy/caddyfile"
 	"github.com/coredns/coredns/core/dnsserver"
-	"github.com/coredns/coredns/plugin/pkg/parse"
+	hosts "github.com/coredns/coredns/plugin/pkg/parse"
 	"github.com/coredns/coredns/plugin/pkg/transport"
 )
 
@@ -49,20 +50,21 @@ func destinations(corefile caddy.Input) (all []destination) {
 // destinationsOf are the addresses that to means: one, or those in a file. Names are
 // resolved later, by others.
 func destinationsOf(to, place string) (all []destination) {
-	servers, err := parse.HostPortOrFile(to)
+	servers, err := hosts.HostPortOrFile(to)
 	if err != nil {
 		return nil
 	}
 	for _, s := range servers {
-		scheme, hostPort := parse.Transport(s)
+		scheme, hostPort := hosts.Transport(s)
 		host, port, err := net.SplitHostPort(hostPort)
 		if err != nil || scheme == transport.UNIX {
 			continue
 		}
+		host, _, _ = strings.Cut(host, "%") // an IPv6 zone, or the server's name in its certificate
 		addr, err := netip.ParseAddr(host)
 		number, err2 := strconv.ParseUint(port, 10, 16)
 		if err == nil && err2 == nil {
-			all = append(all, destination{netip.AddrPortFrom(addr.Unmap().WithZone(""), uint16(number)), place})
+			all = append(all, destination{netip.AddrPortFrom(addr.Unmap(), uint16(number)), place})
 		}
 	}
 	return all

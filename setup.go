@@ -47,9 +47,10 @@ var newBackend = func(inForce *backend.InForce, events backend.Observer) backend
 // thisHost is the machine that CoreDNS runs on.
 var thisHost = host{
 	watch: func() (surroundings, error) {
-		return identity.Watch(func(err error) { log.Errorf("Following addresses and neighbours: %v", err) })
+		w, err := identity.Watch(func(err error) { log.Errorf("Following addresses and neighbours: %v", err) })
+		return tmpWatcher{w}, err
 	},
-	askers: func() (askers, error) { return identity.NewAskers() },
+	askers: func() (askers, error) { a, err := identity.NewAskers(); return tmpAskers{a}, err },
 	units:  func(paths []string) (units, error) { return identity.FollowUnits(paths) },
 }
 
