@@ -22,8 +22,9 @@ type surroundings interface {
 	OnLink() []netip.Prefix
 	Changed() <-chan struct{}
 
-	// Find returns the Ethernet address of the neighbour with that IP address.
-	Find(addr netip.Addr) (hw [6]byte, ok bool)
+	// Find returns the Ethernet address of the neighbour with that IP address, and
+	// the index of the interface that it is at.
+	Find(addr netip.Addr) (index uint32, hw [6]byte, ok bool)
 
 	Close()
 }
@@ -48,8 +49,8 @@ func (g *guard) scope(remote net.Addr, request *dns.Msg) backend.Scope {
 	case !addr.IsValid(), g.around.Own(addr):
 		return backend.Scope{Holder: backend.Machine}
 	case addr.IsLinkLocalUnicast(), contains(*g.onLink.Load(), addr):
-		if hw, ok := g.around.Find(addr); ok {
-			return backend.LinkScope(0, hw)
+		if index, hw, ok := g.around.Find(addr); ok {
+			return backend.LinkScope(index, hw)
 		}
 	}
 	return backend.ClientScope(addr.WithZone(""))

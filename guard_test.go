@@ -41,9 +41,9 @@ func (n *network) OnLink() []netip.Prefix {
 	return []netip.Prefix{netip.MustParsePrefix("192.168.0.0/24"), netip.MustParsePrefix("fd00::/64")}
 }
 func (n *network) Changed() <-chan struct{} { return nil }
-func (n *network) Find(a netip.Addr) (hw [6]byte, ok bool) {
+func (n *network) Find(a netip.Addr) (index uint32, hw [6]byte, ok bool) {
 	hw, ok = n.links[a]
-	return hw, ok
+	return 7, hw, ok
 }
 
 // rig is a guard on the fake backend.

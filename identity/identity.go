@@ -17,7 +17,7 @@ var (
 	// ErrUnsupported means that the kernel, or how it is set up, cannot tell.
 	ErrUnsupported = errors.New("not supported here")
 	// ErrFull means that there are more addresses than are kept. Those above are
-	// not known to Own and Link; Find asks the kernel for them each time.
+	// not known to Own; Find asks the kernel for them.
 	ErrFull = errors.New("too many addresses")
 	// ErrOverrun means that the kernel had more to tell than was read in time.
 	// Everything has been or is being read anew, so nothing stays lost.

@@ -17,13 +17,13 @@ import (
 
 func TestMain(m *testing.M) {
 	if network, server, ok := strings.Cut(os.Getenv(childEnv), " "); ok {
-		ask(network, server)
+		askServer(network, server)
 	}
 	netlab.Main(m.Run)
 }
 
-// ask connects to a server, says from where, and waits for the end.
-func ask(network, server string) {
+// askServer connects to a server, says from where, and waits for the end.
+func askServer(network, server string) {
 	conn, err := net.Dial(network, server)
 	if err != nil {
 		fmt.Println(err)
@@ -108,6 +108,15 @@ func watch(t testing.TB, h *netlab.Host) *watched { return watchWith(t, h, func(
 // watchWith changes the watcher before that starts.
 func watchWith(t testing.TB, h *netlab.Host, change func(*Watcher)) *watched {
 	t.Helper()
+	w := unstarted(t, h)
+	change(w.Watcher)
+	must(t, w.start())
+	return w
+}
+
+// unstarted is a watcher that hears nothing.
+func unstarted(t testing.TB, h *netlab.Host) *watched {
+	t.Helper()
 	w := &watched{t: t, host: h}
 	must(t, h.Do(func() (err error) {
 		if w.nl, err = netlink.NewHandle(); err == nil {
@@ -115,8 +124,6 @@ func watchWith(t testing.TB, h *netlab.Host, change func(*Watcher)) *watched {
 		}
 		return err
 	}))
-	change(w.Watcher)
-	must(t, w.start())
 	t.Cleanup(func() { w.Watcher.Close(); w.nl.Close() })
 	return w
 }
@@ -169,11 +176,16 @@ func neighbourEntry(index int, addr string, hw hardware, state int) *netlink.Nei
 	}
 }
 
-// links waits until addr has the link address, or none for the zero one.
-func (w *watched) links(addr string, want hardware) {
+// mirrors returns what the mirror has of addr at an interface.
+func (w *watched) mirrors(index int, addr netip.Addr) (hw hardware, ok bool) {
+	return w.neighbours.get(spotOf(addr, uint32(index)))
+}
+
+// links waits until the mirror has the link address, or none for the zero one.
+func (w *watched) links(index int, addr string, want hardware) {
 	w.t.Helper()
 	eventually(w.t, addr+" is at "+hex(want), func() bool {
-		got, ok := w.Link(netip.MustParseAddr(addr))
+		got, ok := w.mirrors(index, netip.MustParseAddr(addr))
 		return ok == (want != hardware{}) && got == want
 	})
 }
