@@ -148,7 +148,7 @@ func BenchmarkUnit(b *testing.B) {
 	b.Run("known", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, _, _, err := a.Unit(id); err != nil {
+			if _, err := a.Unit(id); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -167,4 +167,19 @@ func BenchmarkUnit(b *testing.B) {
 			}
 		})
 	}
+}
+
+// What following costs once a second.
+func BenchmarkLookAtUnits(b *testing.B) {
+	f := follow(b, true, "/a.slice/x.service", "/a.slice/y.service", "/a.slice/nosuch.service")
+	f.add("/a.slice/x.service")
+	y := f.add("/a.slice/y.service")
+	eventually(b, "they are known", func() bool { return f.List()[1].ID == y })
+	f.Close()
+	must(b, f.listen())
+	for b.Loop() {
+		f.look()
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/3, "ns/unit")
+	f.events.Close()
 }

@@ -12,25 +12,54 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
 
 func TestMain(m *testing.M) {
-	if network, server, ok := strings.Cut(os.Getenv(childEnv), " "); ok {
-		askServer(network, server)
+	if program := strings.Fields(os.Getenv(programEnv)); len(program) > 0 {
+		run(program[0], program[1:])
 	}
 	netlab.Main(m.Run)
 }
 
-// askServer connects to a server, says from where, and waits for the end.
-func askServer(network, server string) {
-	conn, err := net.Dial(network, server)
+// programEnv makes the test binary another program, for tests of what other processes
+// look like: one says a line and waits for its end.
+const programEnv = "IDENTITY_TEST_PROGRAM"
+
+func run(program string, args []string) {
+	says, err := "", error(nil)
+	switch program {
+	case "ask": // connects to a server, and says from where
+		var conn net.Conn
+		if conn, err = net.Dial(args[0], args[1]); err == nil {
+			says = conn.LocalAddr().String()
+		}
+	case "self":
+		var self backend.Program
+		self, err = Self()
+		says = fmt.Sprintf("%+v", self)
+	}
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
-	fmt.Println(conn.LocalAddr())
+	fmt.Println(says)
 	select {}
+}
+
+// startProgram runs the test binary as a program, below the shell command that execs
+// "$0", and returns what it says.
+func startProgram(t testing.TB, h *netlab.Host, shell, program string) string {
+	t.Helper()
+	binary, err := os.Executable()
+	must(t, err)
+	cmd := h.Command("sh", "-c", shell, binary)
+	cmd.Env = append(os.Environ(), programEnv+"="+program)
+	must(t, cmd.Start())
+	t.Cleanup(func() { must(t, cmd.Stop()) })
+	eventually(t, "the program has said something", func() bool { return strings.Contains(cmd.Output(), "\n") })
+	return strings.TrimSpace(cmd.Output())
 }
 
 func must(t testing.TB, errs ...error) {
