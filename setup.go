@@ -47,10 +47,9 @@ var newBackend = func(inForce *backend.InForce, events backend.Observer) backend
 // thisHost is the machine that CoreDNS runs on.
 var thisHost = host{
 	watch: func() (surroundings, error) {
-		w, err := identity.Watch(func(err error) { log.Errorf("Following addresses and neighbours: %v", err) })
-		return tmpWatcher{w}, err
+		return identity.Watch(func(err error) { log.Errorf("Following addresses and neighbours: %v", err) })
 	},
-	askers: func() (askers, error) { a, err := identity.NewAskers(); return tmpAskers{a}, err },
+	askers: func() (askers, error) { return identity.NewAskers() },
 	units:  func(paths []string) (units, error) { return identity.FollowUnits(paths) },
 }
 

@@ -27,7 +27,7 @@ type Asker struct {
 type Askers struct {
 	pool  *pool
 	mount func() (mount, error)
-	units units
+	units knownUnits
 }
 
 // NewAskers readies the search in the calling thread's network namespace. It needs

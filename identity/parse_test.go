@@ -17,10 +17,10 @@ func FuzzMessages(f *testing.F) {
 	f.Add(append(b, b[:20]...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		w := &Watcher{
-			own:        newMirror[ownPlace, struct{}](4),
-			neighbours: newMirror[uint32, hardware](4),
+			neighbours: newMirror(4),
 			log:        func(error) {},
 		}
+		w.own.init(4)
 		w.reader.init(time.Now, 4)
 		for h, body := range messages(b) {
 			w.hearLink(h.Type, body, event)
