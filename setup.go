@@ -163,6 +163,15 @@ func (gen *generation) check() error {
 		return plugin.Error(name, fmt.Errorf("%s: the table cannot be renamed from %q to %q by a reload: restart CoreDNS", s.place, g.settings.Load().table, s.table))
 	}
 	err := g.backend.Check(s.rules(&machine{}))
+	if self := &s.found.self; err != nil && self.Cgroup.ID != 0 {
+		cgroup := self.Cgroup
+		if self.Cgroup = (backend.Cgroup{}); g.backend.Check(s.rules(&machine{})) == nil {
+			log.Warningf("%s: upstream is open to every program of CoreDNS's user: %v", s.place, err)
+			err = nil
+		} else {
+			self.Cgroup = cgroup
+		}
+	}
 	if permission := (*backend.PermissionError)(nil); errors.As(err, &permission) {
 		return plugin.Error(name, fmt.Errorf("%s: the firewall cannot be set up: %w: run CoreDNS as root, or as deployment/ipdestinationguard-coredns.service does; in a container with --cap-add NET_ADMIN", s.place, err))
 	}

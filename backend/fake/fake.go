@@ -181,6 +181,21 @@ func (b *Backend) String() string {
 	for _, p := range r.AllowedGateway {
 		line("allows forward to", p)
 	}
+	for _, class := range slices.Sorted(maps.Keys(r.Classes)) {
+		p := r.Classes[class]
+		line(fmt.Sprintf("class %d", class), p.String())
+		for _, u := range p.Units {
+			if u.ID != 0 {
+				line(u.Path, u.ID)
+			}
+		}
+	}
+	for _, up := range r.Upstream {
+		line("opens to CoreDNS", up)
+	}
+	if r.Capture != 0 {
+		line("captures DNS for port", r.Capture)
+	}
 	for _, k := range b.keysLocked() {
 		holder := ""
 		if k.Holder != backend.Everyone {
