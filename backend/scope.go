@@ -77,6 +77,9 @@ func (s Scope) CanReach(addr netip.Addr) bool {
 
 // String names the holder for people.
 func (s Scope) String() string {
+	if s.Class != 0 {
+		return fmt.Sprintf("%v (class %d)", Scope{Holder: s.Holder, ID: s.ID}, s.Class)
+	}
 	switch s.Holder {
 	case Everyone:
 		return "everyone"
