@@ -92,8 +92,7 @@ func parseElement(data []byte, set *grantSet) (e element, ok bool) {
 
 // get asks for one element. An element without a timeout, which is none of ours,
 // has nothing left of its life.
-func (s *socket) get(table string, k backend.Key) (left time.Duration, found bool, err error) {
-	set := &grantSets[setOf(k)]
+func (s *socket) get(table string, set *grantSet, k backend.Key) (left time.Duration, found bool, err error) {
 	attrs := appendElements(nil, table, set, []element{{key: k}})
 	err = s.request(unix.NFT_MSG_GETSETELEM, 0, unix.NFPROTO_INET, attrs, func(data []byte) bool {
 		parseElements(data, set, func(e element) { left, found = e.left, true })

@@ -209,7 +209,7 @@ func (b *Backend) List() ([]backend.Grant, error) {
 	}
 	defer s.close()
 	var grants []backend.Grant
-	for _, set := range grantSetsFor(rules) {
+	for _, set := range newGrantSets(rules).all() {
 		if err := s.dump(rules.Table, set, func(part []element) bool {
 			now := time.Now()
 			for _, e := range part {

@@ -35,10 +35,14 @@ func benchBackend(b *testing.B, table string, events backend.Observer) *Backend 
 			b.Error(err)
 		}
 	})
-	if err := n.Open(backend.Rules{Table: table, Gateway: true, GatewayHolders: []backend.Holder{backend.Everyone}, MaxGrants: 1 << 24}); err != nil {
+	if err := n.Open(benchRules(table)); err != nil {
 		b.Fatal(err)
 	}
 	return n
+}
+
+func benchRules(table string) backend.Rules {
+	return backend.Rules{Table: table, Gateway: true, GatewayHolders: []backend.Holder{backend.Everyone}, MaxGrants: 1 << 24}
 }
 
 var benchNumber atomic.Uint32
@@ -88,6 +92,7 @@ func BenchmarkTransaction(b *testing.B) {
 		b.Fatal(err)
 	}
 	b.Cleanup(s.close)
+	set := newGrantSets(benchRules("bench"))[0]
 	for _, size := range []int{1, 10, 100, 1000} {
 		b.Run(fmt.Sprintf("elements=%d", size), func(b *testing.B) {
 			b.ReportAllocs()
@@ -98,7 +103,7 @@ func BenchmarkTransaction(b *testing.B) {
 					elements[i] = element{key: backend.KeyOf(benchAddr()), left: 20 * time.Second}
 				}
 				batch.begin(0)
-				batch.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, "bench", &grantSets[0], elements)
+				batch.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, "bench", set, elements)
 				if err := s.transact(&batch); err != nil {
 					b.Fatal(err)
 				}

@@ -69,17 +69,16 @@ func knowsNoOwners(err error, m *netlink.Message) bool {
 const mostCarried = 4000
 
 // carry adds grants that are to be restored to the batch, and returns them.
-func (w *writer) carry(table string) []expiry.Ended[backend.Key] {
+func (w *writer) carry(rs ruleset) []expiry.Ended[backend.Key] {
 	now := time.Now()
 	w.restore = slices.DeleteFunc(w.restore, func(e expiry.Ended[backend.Key]) bool { return e.Until.Sub(now) <= tickOfKernel })
 	carried := w.restore[:min(len(w.restore), mostCarried)]
 	w.plan.reset()
 	for _, e := range carried {
-		set := setOf(e.Key)
-		w.plan.additions[set] = append(w.plan.additions[set], element{e.Key, e.Until.Sub(now)})
+		w.plan.add(e.Key, e.Until.Sub(now))
 	}
-	for i := range grantSets {
-		w.batch.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, table, &grantSets[i], w.plan.additions[i])
+	for _, set := range w.plan.touched {
+		w.batch.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, rs.table, rs.grants[set], w.plan.changes[set].additions)
 	}
 	return carried
 }

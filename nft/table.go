@@ -3,6 +3,7 @@ package nft
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -34,12 +35,8 @@ func (w *writer) open(r backend.Rules) error {
 	case !w.opened || w.broken != nil:
 		return w.arm(r)
 	}
-	old, bridge := w.rules, w.rules
-	bridge.Allowed = slices.Concat(old.Allowed, r.Allowed)
-	bridge.AllowedLocal = slices.Concat(old.AllowedLocal, r.AllowedLocal)
-	bridge.AllowedGateway = slices.Concat(old.AllowedGateway, r.AllowedGateway)
-	bridge.OnLink = slices.Concat(old.OnLink, r.OnLink)
-	err := w.arm(bridge)
+	old := w.rules
+	err := w.arm(bridge(old, r))
 	if err == nil {
 		err = w.arm(r)
 	}
@@ -48,6 +45,26 @@ func (w *writer) open(r backend.Rules) error {
 		w.reopen() // nothing is left half changed
 	}
 	return err
+}
+
+// bridge are the old rules with all that the lists of either name.
+func bridge(old, r backend.Rules) backend.Rules {
+	b := old
+	b.Allowed = slices.Concat(old.Allowed, r.Allowed)
+	b.AllowedLocal = slices.Concat(old.AllowedLocal, r.AllowedLocal)
+	b.AllowedGateway = slices.Concat(old.AllowedGateway, r.AllowedGateway)
+	b.OnLink = slices.Concat(old.OnLink, r.OnLink)
+	b.Upstream = slices.Concat(old.Upstream, r.Upstream)
+	if len(old.Upstream) == 0 {
+		b.Self = r.Self
+	}
+	b.Classes = make(map[backend.Class]backend.Predicates)
+	maps.Copy(b.Classes, r.Classes)
+	for n, p := range old.Classes {
+		p.Units = slices.Concat(p.Units, r.Classes[n].Units) // the cgroups they had, and those they have
+		b.Classes[n] = p
+	}
+	return b
 }
 
 // arm puts rules in force in one transaction, and again until it is certain that
@@ -69,7 +86,7 @@ func (w *writer) arm(r backend.Rules) error {
 			stood = before
 		}
 		lost = lost || !kept
-		w.rules, w.opened, w.broken = r, true, nil
+		w.rules, w.grants, w.opened, w.broken = r, rs.grants, true, nil
 		if w.remember() || time.Now().After(end) {
 			break
 		}
@@ -89,7 +106,7 @@ func (w *writer) arm(r backend.Rules) error {
 // forget takes grants out of the table whose sets the rules do not have any more,
 // before they are gone.
 func (w *writer) forget(r backend.Rules) {
-	if !slices.ContainsFunc(grantSetsFor(w.rules), func(s *grantSet) bool { return !r.Know(backend.Scope{Holder: s.holder}) }) {
+	if !slices.ContainsFunc(w.grants.all(), func(s *grantSet) bool { return !r.Know(s.scope) }) {
 		return
 	}
 	for k := range w.inForce.All() {
@@ -151,7 +168,7 @@ func (w *writer) tryRules(rs ruleset, table string, dryRun, forced bool) (before
 	var carried []expiry.Ended[backend.Key]
 	if !dryRun && !kept {
 		w.putBackGrants()
-		carried = w.carry(table)
+		carried = w.carry(rs)
 	}
 	first := w.socket.seq
 	err = w.socket.transact(&w.batch)

@@ -115,7 +115,7 @@ func (w *writer) holdsGrants() bool {
 			continue
 		}
 		asked++
-		if _, found, err := w.socket.get(w.rules.Table, k); err == nil && !found {
+		if _, found, err := w.get(k); err == nil && !found {
 			return false
 		}
 	}
@@ -137,7 +137,7 @@ func (b *Backend) adopt(r backend.Rules) {
 		return // the kernel expires them all the same
 	}
 	defer s.close()
-	for _, set := range grantSetsFor(r) {
+	for _, set := range newGrantSets(r).all() {
 		last := time.Now()
 		_ = s.dump(r.Table, set, func(part []element) bool {
 			now := time.Now()

@@ -27,6 +27,7 @@ type writer struct {
 	*Backend
 	socket     *socket
 	rules      backend.Rules
+	grants     grantSets // of the rules
 	opened     bool
 	broken     error // why the rules are not in force although they should be
 	retryAt    time.Time
@@ -229,12 +230,17 @@ func (w *writer) look(g *planned, now time.Time, careful bool) error {
 		}
 		return nil
 	}
-	left, found, err := w.socket.get(w.rules.Table, g.key)
+	left, found, err := w.get(g.key)
 	if err != nil {
 		return err
 	}
 	g.present, g.has = found, left
 	return nil
+}
+
+// get asks the kernel for a grant that the rules can have.
+func (w *writer) get(k backend.Key) (left time.Duration, found bool, err error) {
+	return w.socket.get(w.rules.Table, w.grants[setOf(&k)], k)
 }
 
 // planRemovals decides what to do about grants that have run out: remove those
@@ -247,7 +253,7 @@ func (w *writer) planRemovals(now time.Time, careful bool) error {
 		present := e.Until.Sub(now) > tickOfKernel
 		if careful && present {
 			var err error
-			if _, present, err = w.socket.get(w.rules.Table, e.Key); err != nil {
+			if _, present, err = w.get(e.Key); err != nil {
 				return err
 			}
 		}
@@ -270,11 +276,11 @@ func (w *writer) send() error {
 	} else {
 		w.batch.begin(w.generation)
 	}
-	for i := range grantSets {
-		w.batch.addElements(unix.NFT_MSG_DELSETELEM, 0, w.rules.Table, &grantSets[i], w.plan.removals[i])
+	for _, set := range w.plan.touched {
+		w.batch.addElements(unix.NFT_MSG_DELSETELEM, 0, w.rules.Table, w.grants[set], w.plan.changes[set].removals)
 	}
-	for i := range grantSets {
-		w.batch.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE|unix.NLM_F_EXCL, w.rules.Table, &grantSets[i], w.plan.additions[i])
+	for _, set := range w.plan.touched {
+		w.batch.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE|unix.NLM_F_EXCL, w.rules.Table, w.grants[set], w.plan.changes[set].additions)
 	}
 	start := time.Now()
 	if err := w.socket.transact(&w.batch); err != nil {

@@ -82,6 +82,7 @@ func Run(t *testing.T, newBackend func(t *testing.T) (backend.Backend, *backend.
 		{"holders are kept apart", (*contract).holders},
 		{"nobody has a grant whom the rules do not know", (*contract).unknownHolders},
 		{"grants end with the rules for their holders", (*contract).forgottenHolders},
+		{"classes are kept", (*contract).keptClasses},
 		{"close and keep", (*contract).closeKeep},
 		{"close and remove", (*contract).closeRemove},
 		{"close before open", (*contract).closeBeforeOpen},
