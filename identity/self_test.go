@@ -24,10 +24,23 @@ func TestUnifiedPath(t *testing.T) {
 	}
 }
 
+func TestSelfOfOurselves(t *testing.T) {
+	self, err := Self()
+	if err != nil || self.User != uint32(os.Geteuid()) {
+		t.Errorf("got %+v, %v", self, err)
+	}
+	if self.Cgroup.Path == "" {
+		return // which depends on who runs the tests
+	}
+	if want, err := UnitAt(self.Cgroup.Path); err != nil || self.Cgroup != want {
+		t.Errorf("got %+v, and UnitAt says %+v, %v", self, want, err)
+	}
+}
+
 func TestSelf(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
-		shell string // where $top is a cgroup below $mount, and $0 the program
+		shell string // where $top is a cgroup below $mount, $empty a folder, and $0 the program
 		own   string // the cgroup that the program has for itself, below $top
 		path  string // what it is for the program, if not the same
 	}{
@@ -43,19 +56,19 @@ func TestSelf(t *testing.T) {
 		{"deeper", `mkdir -p $top/3/4/5/6/7/8/9; echo 0 > $top/3/4/5/6/7/8/9/cgroup.procs; exec "$0"`, "", ""},
 		{"in the root", `echo 0 > $mount/cgroup.procs; exec "$0"`, "", ""},
 		{"in the root of a namespace", `echo 0 > $top/cgroup.procs; exec unshare -Cm sh -c '
-			umount $mount; mount -t cgroup2 none $mount; exec "$0"' "$0"`, "", ""},
+			mount -t cgroup2 none $empty; exec "$0"' "$0"`, "", ""},
 		{"below the root of a namespace", `mkdir -p $top/a; echo 0 > $top/cgroup.procs; exec unshare -Cm sh -c '
-			umount $mount; mount -t cgroup2 none $mount; echo 0 > $mount/a/cgroup.procs; exec "$0"' "$0"`, "/a", "/a"},
+			mount -t cgroup2 none $empty; echo 0 > $empty/a/cgroup.procs; exec "$0"' "$0"`, "/a", "/a"},
 		{"outside of a namespace", `mkdir -p $top/a; echo 0 > $top/a/cgroup.procs; exec unshare -Cm sh -c '
-			echo 0 > $top/cgroup.procs; umount $mount; mount -t cgroup2 none $mount; exec "$0"' "$0"`, "", ""},
+			echo 0 > $top/cgroup.procs; mount -t cgroup2 none $empty; exec "$0"' "$0"`, "", ""},
 		{"in a namespace with a mount of another", `echo 0 > $top/cgroup.procs; exec unshare -C "$0"`, "", ""},
-		{"without a mount", `echo 0 > $top/cgroup.procs; exec unshare -m sh -c 'umount -a -t cgroup2; exec "$0"' "$0"`, "", ""},
+		{"where nothing is mounted", `echo 0 > $top/cgroup.procs; exec unshare -m sh -c 'mount -t tmpfs none $mount; exec "$0"' "$0"`, "", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := newCgroups(t)
 			c.add("/coredns.service")
 			top := c.top + "/coredns.service"
-			setUp := fmt.Sprintf("set -e; export mount='%s' top='%[1]s%s'; ", c.mount.point, top)
+			setUp := fmt.Sprintf("set -e; export mount='%s' top='%[1]s%s' empty='%s'; ", c.mount.point, top, t.TempDir())
 			got := startProgram(t, newHost(t), setUp+tt.shell, "self")
 			want := backend.Program{User: uint32(os.Geteuid())}
 			if tt.own != "" {
