@@ -14,6 +14,8 @@ import (
 	"github.com/google/nftables/expr"
 	"go4.org/netipx"
 	"golang.org/x/sys/unix"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
 // A field is what a packet has that a set can hold.
@@ -237,8 +239,10 @@ func ipProtocolText(b []byte) string {
 }
 
 func transportText(b []byte) string {
-	if name, known := map[byte]string{unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp"}[b[0]]; known {
-		return name
+	for name, number := range backend.Protocols {
+		if number == b[0] {
+			return name
+		}
 	}
 	return fmt.Sprint(b[0])
 }

@@ -6,13 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
@@ -266,39 +263,3 @@ func (b *Backend) take(limit int) []*request {
 	b.waiting -= grants
 	return b.taken
 }
-
-// explain turns errnos into what an administrator can act on.
-func explain(err error) error {
-	var taken *takenError
-	switch {
-	case errors.As(err, &taken):
-		return err
-	case errors.Is(err, unix.EPERM):
-		return &backend.PermissionError{Need: "CAP_NET_ADMIN", Err: err}
-	case errors.Is(err, unix.ENFILE):
-		return backend.ErrFull
-	case errors.Is(err, unix.ERESTART):
-		return fmt.Errorf("other programs change their firewall rules without a pause: %w", err)
-	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EAFNOSUPPORT):
-		return &unsupportedError{err}
-	case errors.Is(err, os.ErrNotExist):
-		return &missingError{err}
-	}
-	return err
-}
-
-// unsupportedError means a kernel without what the rules need.
-type unsupportedError struct{ err error }
-
-func (e *unsupportedError) Error() string {
-	return "this kernel cannot do it: " + e.err.Error() + " (Linux 5.10 or later with nf_tables, nft_ct, nft_reject_inet is needed)"
-}
-func (e *unsupportedError) Unwrap() error { return e.err }
-
-// missingError means that something the rules refer to is not there.
-type missingError struct{ err error }
-
-func (e *missingError) Error() string {
-	return e.err.Error() + ": the table is gone, or the kernel lacks a module (nf_tables, nft_ct, nft_reject_inet)"
-}
-func (e *missingError) Unwrap() error { return e.err }

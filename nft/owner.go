@@ -125,11 +125,3 @@ func (w *writer) lookAround() {
 func allGone(before, now []uint64) bool {
 	return !slices.ContainsFunc(before, func(h uint64) bool { return slices.Contains(now, h) })
 }
-
-// takenError means that the table belongs to somebody else's socket.
-type takenError struct{ err error }
-
-func (e *takenError) Error() string {
-	return "the table belongs to another process, most likely a second CoreDNS (nft list table shows which): " + e.err.Error()
-}
-func (e *takenError) Unwrap() error { return e.err }

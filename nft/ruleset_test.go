@@ -70,7 +70,7 @@ func goldenRules(t testing.TB) map[string]backend.Rules {
 	classes.Self = backend.Program{Cgroup: backend.Cgroup{Path: "/system.slice/coredns.service", ID: 1<<40 + 1, Level: 2}}
 	classes.Classes = map[backend.Class]backend.Predicates{
 		1: {Ports: []backend.Ports{{Protocol: 17, First: 443, Last: 443}, {Protocol: 6, First: 443, Last: 443}, {Protocol: 6, First: 8000, Last: 8010},
-			{Protocol: 6, First: 8005, Last: 8020}, {Protocol: 6, First: 65535, Last: 65535}}},
+			{Protocol: 6, First: 8005, Last: 8020}, {Protocol: 6, First: 65535, Last: 65535}, {Protocol: 132, First: 1, Last: 65535}}},
 		7: {Users: []uint32{1000, 1001, 0, 65534, 3, 4, 5}},
 		255: {
 			Ports: []backend.Ports{{Protocol: 6, First: 443, Last: 443}},

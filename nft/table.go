@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
@@ -183,7 +182,7 @@ func (w *writer) tryRules(rs ruleset, table string, dryRun, forced bool) (before
 		w.ownership = 0
 		return w.tryRules(rs, table, dryRun, forced)
 	} else if err != nil {
-		return before, kept, fmt.Errorf("%s: %w", blame(m), explain(err))
+		return before, kept, fmt.Errorf("%s: %w", blame(m), explainAbout(m, err))
 	}
 	if !dryRun {
 		w.generation = next(generation)
@@ -191,41 +190,6 @@ func (w *writer) tryRules(rs ruleset, table string, dryRun, forced bool) (before
 		w.carriedOver(carried)
 	}
 	return before, kept, nil
-}
-
-// refusedMessage returns which of the messages, numbered after first, the kernel
-// refused, or nil.
-func refusedMessage(err error, msgs []netlink.Message, first uint32) *netlink.Message {
-	var refused *kernelError
-	if errors.As(err, &refused) {
-		if i := int(refused.seq-first) - 1; i >= 0 && i < len(msgs) {
-			return &msgs[i]
-		}
-	}
-	return nil
-}
-
-// blame says what a message was about that the kernel refused.
-func blame(m *netlink.Message) string {
-	if m != nil {
-		for typ, value := range attributes(m.Data[4:]) {
-			switch uint16(m.Header.Type) & 0xff {
-			case unix.NFT_MSG_NEWRULE:
-				if typ == unix.NFTA_RULE_USERDATA && len(value) > 2 {
-					return fmt.Sprintf("the rule for %q", cString(value[2:]))
-				}
-			case unix.NFT_MSG_NEWSET, unix.NFT_MSG_NEWSETELEM:
-				if typ == unix.NFTA_SET_NAME {
-					return "set " + cString(value)
-				}
-			case unix.NFT_MSG_NEWCHAIN:
-				if typ == unix.NFTA_CHAIN_NAME {
-					return "chain " + cString(value)
-				}
-			}
-		}
-	}
-	return "the transaction was refused"
 }
 
 // remember notes what stands in the kernel now, to notice when somebody else
