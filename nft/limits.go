@@ -11,7 +11,7 @@ import (
 // live counts the grants in the table of what is in force.
 type live struct {
 	v4, v6 int
-	sets   [2 * int(backend.Holders) * 256]int32 // see setNumber
+	sets   [2 * int(backend.Holders) * 256]int32 // see setOf
 }
 
 func (l *live) count(k *backend.Key, by int) {
@@ -20,16 +20,7 @@ func (l *live) count(k *backend.Key, by int) {
 	} else {
 		l.v6 += by
 	}
-	l.sets[setNumber(k)] += int32(by)
-}
-
-// setNumber numbers what has a set of its own: holders, classes and IP versions.
-func setNumber(k *backend.Key) uint32 {
-	n := uint32(k.Class)*uint32(backend.Holders) + uint32(k.Holder)
-	if k.Is4() {
-		return 2 * n
-	}
-	return 2*n + 1
+	l.sets[setOf(k)] += int32(by)
 }
 
 // accounts numbers what a grant because of this name counts for: its holder with this
@@ -79,8 +70,8 @@ func (w *writer) standings(k *backend.Key, of expiry.Accounts) (all [accountKind
 			all[kind].most = math.MaxInt
 		}
 	}
-	set := setNumber(k)
-	all[ofSet] = standing{account{ofSet, set}, int(w.live.sets[set]), limits[ofSet]}
+	set := setOf(k)
+	all[ofSet] = standing{account{ofSet, uint32(set)}, int(w.live.sets[set]), limits[ofSet]}
 	for kind := range all {
 		if all[kind].most == 0 {
 			all[kind].most = math.MaxInt
