@@ -38,7 +38,12 @@ func (rs ruleset) compile(p present, keep bool, flags uint32, first bool) (msgs 
 		msgs = append(msgs, more...)
 	}
 	for _, s := range rs.sets {
-		more, err := s.compile(table, !p.holds(s))
+		fill := !p.holds(s)
+		if have := p.sets[s.name]; have != nil {
+			// A set may hold more already than it is to have, and would take nothing new.
+			s.size = max(s.size, int(have.Size))
+		}
+		more, err := s.compile(table, fill)
 		if err != nil {
 			return nil, fmt.Errorf("set %s: %w", s.name, err)
 		}
