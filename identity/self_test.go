@@ -16,7 +16,8 @@ func TestUnifiedPath(t *testing.T) {
 		"9:name=systemd:/a\n4:memory:/b\n0::/c:d e (deleted)\n": "/c:d e (deleted)",
 		"10:cpu:/a\n":      "",
 		"":                 "",
-		"0::/../coredns\n": "/../coredns",
+		"0::/../coredns\n": "",
+		"0::/a/..b\n":      "/a/..b",
 	} {
 		if got := unifiedPath(memberships); got != want {
 			t.Errorf("%q: got %q, want %q", memberships, got, want)
@@ -47,6 +48,8 @@ func TestSelf(t *testing.T) {
 		{"alone", `echo 0 > $top/cgroup.procs; exec "$0"`, "/", ""},
 		{"with empty cgroups below", `mkdir -p $top/a/b; echo 0 > $top/cgroup.procs; exec "$0"`, "/", ""},
 		{"with a process beside", `echo 0 > $top/cgroup.procs; sleep 600 & exec "$0"`, "", ""},
+		{"with an older process beside", `(echo 0 > $top/cgroup.procs; exec sleep 600) &
+			until grep -q . $top/cgroup.procs; do :; done; echo 0 > $top/cgroup.procs; exec "$0"`, "", ""},
 		{"with a process below", `mkdir -p $top/a/b; (echo 0 > $top/a/b/cgroup.procs; exec sleep 600) &
 			until grep -q 'populated 1' $top/a/cgroup.events; do :; done
 			echo 0 > $top/cgroup.procs; exec "$0"`, "", ""},
