@@ -30,7 +30,8 @@ const (
 
 var echoPorts = []int{22, 53, 443, 853, 8005}
 
-func newNetwork(t *testing.T, rules backend.Rules) *network {
+// newNetwork makes one where the world echoes on those ports, or on all of echoPorts.
+func newNetwork(t *testing.T, rules backend.Rules, ports ...int) *network {
 	t.Helper()
 	lab, err := netlab.New()
 	if err != nil {
@@ -86,7 +87,10 @@ func newNetwork(t *testing.T, rules backend.Rules) *network {
 	}
 	must(n.here.Sysctl("net/ipv4/icmp_ratelimit", "0"), n.here.Sysctl("net/ipv6/icmp/ratelimit", "0"))
 	must(n.world.Local("198.18.0.0/15"), n.world.Local("2001:db8:f::/48"), n.here.Forward())
-	for _, port := range echoPorts {
+	if len(ports) == 0 {
+		ports = echoPorts
+	}
+	for _, port := range ports {
 		must(n.world.Echo(port))
 	}
 	sink, err := n.world.ListenPacket("udp", ":"+strconv.Itoa(sinkPort))

@@ -62,10 +62,13 @@ type hereLink struct {
 
 func (l hereLink) Close() error {
 	link, err := l.routes.LinkByName(l.name)
-	if err != nil {
-		return nil // it went with its other end
+	if err == nil {
+		err = l.routes.LinkDel(link)
 	}
-	return l.routes.LinkDel(link)
+	if _, gone := err.(netlink.LinkNotFoundError); gone || errors.Is(err, unix.ENODEV) {
+		return nil // with its other end
+	}
+	return err
 }
 
 // Ether gives an interface an Ethernet address, "02:00:00:00:00:01".
