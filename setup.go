@@ -53,6 +53,10 @@ var thisHost = host{
 	units:  func(paths []string) (units, error) { return identity.FollowUnits(paths) },
 }
 
+// self is this process as it was first asked for: at a reload, the program that brings it
+// about may be in the same cgroup for a moment.
+var self = sync.OnceValues(identity.Self)
+
 // process holds the guard that runs, if one does.
 var process struct {
 	sync.Mutex
@@ -189,7 +193,7 @@ func (gen *generation) find() (err error) {
 		to := destinations(gen.corefile())
 		s.found.upstream = s.upstream(to)
 		if len(s.found.upstream) > 0 {
-			if s.found.self, err = identity.Self(); err != nil {
+			if s.found.self, err = self(); err != nil {
 				log.Warningf("CoreDNS is told from other programs by its user only: %v", err)
 			}
 		}
