@@ -183,4 +183,3 @@ func TestWhatIsThereIsLeftAlone(t *testing.T) {
 		})
 	}
 }
-
