@@ -104,6 +104,11 @@ func (s *socket) get(table string, set *grantSet, k backend.Key) (left time.Dura
 	return left, found, err
 }
 
+// get asks the kernel for a grant that the rules can have.
+func (w *writer) get(k backend.Key) (left time.Duration, found bool, err error) {
+	return w.socket.get(w.rules.Table, w.grants[setOf(&k)], k)
+}
+
 // dump reads a whole set and hands it over piece by piece, until each wants no
 // more; the socket is of no use then. It does not mind changes meanwhile: an
 // element may be missed or come twice. Every piece makes the kernel walk over

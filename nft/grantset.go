@@ -146,34 +146,24 @@ func (s *grantSet) parseKey(b []byte) (k backend.Key, ok bool) {
 	return scope.Key(ip), ok && ip.Is4() == s.ipv4
 }
 
-// A sender is a way to tell that the holder of a grant has sent a packet: conditions,
-// and the key that the holder and the packet's destination make.
-type sender struct {
-	match []match
-	key   selector
-}
-
-// senders are all ways to tell it: each makes a rule.
-func (s *grantSet) senders() (all []sender) {
-	for _, m := range s.class.matches() {
+// rules do something to packets of holders of grants: where a set, this one or another
+// with the same keys, has what holder and destination make. That is looked up first,
+// since most packets have nothing there.
+func (s *grantSet) rules(comment, set string, do func(key selector) ([]match, verdict)) (rules []rule) {
+	for _, conditions := range s.class.matches() {
 		if s.kind.near {
-			m = append(m, selector{source(s.ipv4)}.in(forVersion(setOnLink, s.ipv4)))
+			conditions = append(conditions, selector{source(s.ipv4)}.in(forVersion(setOnLink, s.ipv4)))
 		}
 		for _, who := range s.kind.ways(s.ipv4) {
-			all = append(all, sender{m[:len(m):len(m)], s.key(who)})
+			key := s.key(who)
+			also, verdict := do(key)
+			rules = append(rules, rule{comment, slices.Concat([]match{key.in(set)}, conditions, also), verdict})
 		}
-	}
-	return all
-}
-
-// open returns the rules that let through what this set, or another with the same keys,
-// has the keys of.
-func (s *grantSet) open(comment, set string) (rules []rule) {
-	for _, from := range s.senders() {
-		rules = append(rules, rule{comment, append(from.match, from.key.in(set)), accept})
 	}
 	return rules
 }
+
+func letThrough(selector) ([]match, verdict) { return nil, accept }
 
 // gcInterval is how often the kernel looks for expired grants. Its default of a
 // second costs 6 % of a core with a million of them; since the writer removes

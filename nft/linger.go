@@ -8,8 +8,9 @@ import (
 )
 
 // Beside each set of grants there can be one of what holders of its grants have used
-// lately: see backend.Rules.Linger. Packets enter themselves, if they pass by one of the
-// two. Whether they pass is never up to their being entered, since a full set takes none.
+// lately: see backend.Rules.Linger. Packets enter themselves, into the one beside what
+// they pass by. Whether they pass is never up to their being entered, since a full set
+// takes none.
 
 const (
 	// lingerSize is the bound where grants have none: nothing that packets fill may be
@@ -47,9 +48,9 @@ func (o *opening) chains() []chain {
 	for _, s := range o.sets {
 		name := s.named(setLinger)
 		for _, by := range []string{s.name, name} {
-			for _, from := range s.senders() {
-				enter.rules = append(enter.rules, rule{stayOpen, append(from.match, from.key.in(by), refresh(name, from.key, o.linger)), verdict{}})
-			}
+			enter.rules = append(enter.rules, s.rules(stayOpen, by, func(key selector) ([]match, verdict) {
+				return []match{refresh(name, key, o.linger)}, goBack
+			})...)
 		}
 	}
 	return []chain{enter}
@@ -64,14 +65,14 @@ func (o *opening) live() []rule {
 	return []rule{{stayOpen, []match{liveConnection, ctOriginal}, jump(o.lingerChain())}}
 }
 
-// refresh puts the key that has just been looked up into a set, or lets it last
-// longer there.
+// refresh puts the packet's key into a set, or lets it last longer there. If the set is
+// full, it ends the rule.
 func refresh(name string, key selector, last time.Duration) match {
 	last = max(last, time.Millisecond) // with none, it would last for good
 	return match{
 		text: "update @" + name + " { " + key.String() + " timeout " + duration(last) + " }",
-		exprs: []expr.Any{&expr.Dynset{
+		exprs: append(key.load(), &expr.Dynset{
 			SrcRegKey: register, SetName: name, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: last,
-		}},
+		}),
 	}
 }

@@ -42,6 +42,9 @@ var (
 	}}}
 )
 
+// goBack goes on after the rule that has sent the packet to the chain.
+var goBack = verdict{"return", []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}}}
+
 func jump(chain string) verdict {
 	return verdict{"jump " + chain, []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}}
 }

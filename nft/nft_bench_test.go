@@ -112,3 +112,37 @@ func BenchmarkTransaction(b *testing.B) {
 		})
 	}
 }
+
+// Our own part of a transaction, for holders whose keys are made of more and more.
+func BenchmarkEncode(b *testing.B) {
+	rules := backendtest.ScopedRules()
+	sets := newGrantSets(rules)
+	for name, scope := range map[string]backend.Scope{
+		"everyone": {}, "client": backend.ClientScope(netip.MustParseAddr("192.0.2.1")), "link": backend.LinkScope(7, [6]byte{2}),
+		"unit": backend.UnitScope(1 << 40), "class": {Class: 1},
+	} {
+		for _, size := range []int{1, 100} {
+			b.Run(fmt.Sprintf("holder=%s/elements=%d", name, size), func(b *testing.B) {
+				b.ReportAllocs()
+				var batch batch
+				var p plan
+				var keys []backend.Key
+				for range size {
+					keys = append(keys, scope.Key(benchAddr()))
+				}
+				for b.Loop() {
+					p.reset()
+					for _, k := range keys {
+						p.want(k, time.Minute)
+					}
+					p.sort()
+					batch.begin(0)
+					for _, set := range p.touched {
+						batch.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, "bench", sets[set], p.changes[set].additions)
+					}
+					batch.finish(1)
+				}
+			})
+		}
+	}
+}

@@ -109,7 +109,8 @@ func printElements(w io.Writer, elements []string, perLine int) {
 }
 
 // Print writes the rules as `nft list table` prints them, with the grants that
-// the kernel holds and what it has counted.
+// the kernel holds and what it has counted. Cgroups go by their numbers: nft looks
+// for one with that number, and in all hierarchies that it finds.
 func Print(w io.Writer, r backend.Rules) error {
 	rs := newRuleset(r)
 	now, err := rs.read()

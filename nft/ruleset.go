@@ -192,9 +192,9 @@ func (o *opening) rules() (rules []rule) {
 		rules = append(rules, rule{stayOpen, nil, jump(o.lingerChain())})
 	}
 	for _, s := range o.sets {
-		rules = append(rules, s.open("opened by a DNS answer", s.name)...)
+		rules = append(rules, s.rules("opened by a DNS answer", s.name, letThrough)...)
 		if o.linger > 0 {
-			rules = append(rules, s.open(stayOpen, s.named(setLinger))...)
+			rules = append(rules, s.rules(stayOpen, s.named(setLinger), letThrough)...)
 		}
 	}
 	return rules
