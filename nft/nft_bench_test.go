@@ -133,7 +133,7 @@ func BenchmarkEncode(b *testing.B) {
 				for b.Loop() {
 					p.reset()
 					for _, k := range keys {
-						p.want(k, time.Minute)
+						p.want(k, expiry.Accounts{}, time.Minute)
 					}
 					p.sort()
 					batch.begin(0)

@@ -245,18 +245,8 @@ func (w *writer) look(g *planned, now time.Time, careful bool) error {
 	return nil
 }
 
-<<<<<<< ours
-// get asks the kernel for a grant that the rules can have.
-func (w *writer) get(k backend.Key) (left time.Duration, found bool, err error) {
-	return w.socket.get(w.rules.Table, w.grants[setOf(&k)], k)
-}
-
 // planRemovals decides what to do about grants that have run out, or have had to
 // make room: remove those that the kernel has not ended by itself yet.
-=======
-// planRemovals decides what to do about grants that have run out: remove those
-// that the kernel has not ended by itself yet.
->>>>>>> theirs
 func (w *writer) planRemovals(now time.Time, careful bool) error {
 	for _, e := range w.due {
 		if g := w.plan.find(e.Key); g != nil && g.present {
