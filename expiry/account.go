@@ -30,6 +30,16 @@ type membership struct {
 	newer   uint32 // of the newest: the oldest
 }
 
+// And is what a key counts for that has been set for these and then for those.
+func (a Accounts) And(b Accounts) Accounts {
+	for kind := range a {
+		if a[kind] != b[kind] {
+			a[kind] = 0
+		}
+	}
+	return a
+}
+
 // empty forgets all accounts. Their nodes must be gone.
 func (a *accounts[K]) empty() {
 	for kind := range a.newest {

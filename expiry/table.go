@@ -177,16 +177,21 @@ func (t *Table[K]) set(k *K, until time.Time, trust uint32, of Accounts) (added 
 	return true
 }
 
-// Touch renews k in its accounts, as Set does, but not k itself. It returns what k
-// counts for then, and whether it is there. Writer only.
-func (t *Table[K]) Touch(k K, of Accounts) (counts Accounts, ok bool) {
+// Of returns what k counts for, and whether it is there. Writer only.
+func (t *Table[K]) Of(k K) (of Accounts, ok bool) {
 	s, hash := t.shard(&k)
-	i := t.find(s, hash, &k)
-	if i == 0 {
-		return Accounts{}, false
+	if i := t.find(s, hash, &k); i != 0 {
+		return t.accounts.of(i), true
 	}
-	t.accounts.renew(i, of)
-	return t.accounts.of(i), true
+	return of, false
+}
+
+// Touch renews k in its accounts, as Set does, but changes nothing else. Writer only.
+func (t *Table[K]) Touch(k K, of Accounts) {
+	s, hash := t.shard(&k)
+	if i := t.find(s, hash, &k); i != 0 {
+		t.accounts.renew(i, of)
+	}
 }
 
 // Count returns how many keys count for an account of that kind. Writer only.
