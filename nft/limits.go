@@ -3,6 +3,7 @@ package nft
 import (
 	"hash/maphash"
 	"math"
+	"slices"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
@@ -233,28 +234,22 @@ func (w *writer) tellEvicted(n int) {
 func (w *writer) fitting(ended []expiry.Ended[backend.Key]) []expiry.Ended[backend.Key] {
 	fit := ended[:0]
 	w.plan.reset()
-	for _, e := range ended {
-		if !w.fits(&e) {
+	for i := range ended {
+		e := ended[i]
+		if _, anew := w.inForce.Of(e.Key); anew {
+			fit = append(fit, e)
+			continue
+		}
+		all := w.standings(&e.Key, e.Of)
+		if slices.ContainsFunc(all[:], func(s standing) bool { return s.has+w.plan.demands[s.account].made >= s.most }) {
 			w.due = append(w.due, e) // in case that the kernel has it
 			continue
 		}
 		fit = append(fit, e)
-		for _, s := range w.standings(&e.Key, e.Of) {
+		for _, s := range all {
 			w.plan.demand(s.account, 1)
 		}
 	}
 	w.tellEvicted(len(ended) - len(fit))
 	return fit
-}
-
-func (w *writer) fits(e *expiry.Ended[backend.Key]) bool {
-	if until, _ := w.inForce.Lookup(e.Key); !until.IsZero() {
-		return true // it has been granted anew
-	}
-	for _, s := range w.standings(&e.Key, e.Of) {
-		if s.has+w.plan.demands[s.account].made >= s.most {
-			return false
-		}
-	}
-	return true
 }

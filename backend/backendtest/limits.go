@@ -311,6 +311,7 @@ func (c *contract) lowerLimits() {
 	}
 	c.has(clientA, v4(290, 10)...)
 	c.open(limits(4, 10, 5))
+	Eventually(c.T, "as many are left as fit", func() bool { return len(c.listedKeys()) == 4 })
 	c.inTurn(clientA, 0, v4(300, 4)...)
 	c.has(clientA, v4(300, 4)...)
 }

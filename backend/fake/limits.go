@@ -75,7 +75,7 @@ func (b *Backend) surplusLocked() (surplus []backend.Key) {
 func (b *Backend) victimsLocked(order []backend.Key, wanted map[backend.Key]held) (victims []backend.Key, err error) {
 	after := maps.Clone(b.kernel)
 	maps.Copy(after, wanted)
-	old := b.oldLocked(wanted)
+	var old []backend.Key
 	for _, l := range limits {
 		count, asked := make(map[share]int), make(map[share]int)
 		for k, h := range after {
@@ -94,6 +94,9 @@ func (b *Backend) victimsLocked(order []backend.Key, wanted map[backend.Key]held
 				return nil, backend.ErrFull
 			}
 			for i := 0; i < l.atOnce && most > 0 && count[l.of(k, h)] > most; i++ {
+				if old == nil {
+					old = b.oldLocked(wanted)
+				}
 				at := slices.IndexFunc(old, func(o backend.Key) bool { return l.from(o, b.kernel[o]) == l.from(k, h) })
 				if at < 0 {
 					return nil, backend.ErrFull
