@@ -12,6 +12,46 @@ const (
 	kinds
 )
 
+// And returns what a key counts for that has been set for a and then for b.
+func (a Accounts) And(b Accounts) Accounts {
+	for kind := range a {
+		if a[kind] != b[kind] {
+			a[kind] = 0
+		}
+	}
+	return a
+}
+
+// Of returns what k counts for, and whether it is there. Writer only.
+func (t *Table[K]) Of(k K) (of Accounts, ok bool) {
+	s, hash := t.shard(&k)
+	if i := t.find(s, hash, &k); i != 0 {
+		return t.accounts.of(i), true
+	}
+	return of, false
+}
+
+// Touch renews k in its accounts, as Set does, but changes nothing else. Writer only.
+func (t *Table[K]) Touch(k K, of Accounts) {
+	s, hash := t.shard(&k)
+	if i := t.find(s, hash, &k); i != 0 {
+		t.accounts.renew(i, of)
+	}
+}
+
+// Count returns how many keys count for an account of that kind. Writer only.
+func (t *Table[K]) Count(kind int, account uint32) int {
+	_, count := t.accounts.oldest(kind, account)
+	return int(count)
+}
+
+// Oldest returns, of the keys that count for an account of that kind, the one that
+// was renewed least recently. There must be one. Writer only.
+func (t *Table[K]) Oldest(kind int, account uint32) Ended[K] {
+	i, _ := t.accounts.oldest(kind, account)
+	return t.ended(i)
+}
+
 // accounts keep, for each account, its keys in the order in which they were renewed,
 // and how many there are. It belongs to the writer.
 //

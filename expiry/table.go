@@ -177,31 +177,6 @@ func (t *Table[K]) set(k *K, until time.Time, trust uint32, of Accounts) (added 
 	return true
 }
 
-// Touch renews k in its accounts, as Set does, but not k itself. It returns what k
-// counts for then, and whether it is there. Writer only.
-func (t *Table[K]) Touch(k K, of Accounts) (counts Accounts, ok bool) {
-	s, hash := t.shard(&k)
-	i := t.find(s, hash, &k)
-	if i == 0 {
-		return Accounts{}, false
-	}
-	t.accounts.renew(i, of)
-	return t.accounts.of(i), true
-}
-
-// Count returns how many keys count for an account of that kind. Writer only.
-func (t *Table[K]) Count(kind int, account uint32) int {
-	_, count := t.accounts.oldest(kind, account)
-	return int(count)
-}
-
-// Oldest returns, of the keys that count for an account of that kind, the one that
-// was renewed least recently. There must be one. Writer only.
-func (t *Table[K]) Oldest(kind int, account uint32) Ended[K] {
-	i, _ := t.accounts.oldest(kind, account)
-	return t.ended(i)
-}
-
 // Delete takes k out and reports whether it was there. Writer only.
 func (t *Table[K]) Delete(k K) bool {
 	s, hash := t.shard(&k)

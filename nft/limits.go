@@ -3,6 +3,7 @@ package nft
 import (
 	"hash/maphash"
 	"math"
+	"slices"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
@@ -102,9 +103,12 @@ func (w *writer) makeRoom() error {
 	if !w.crowded() {
 		return nil
 	}
-	w.rank()
+	w.addUp()
 	if !w.possible() {
 		return backend.ErrFull
+	}
+	for i := range w.plan.grants { // what is wanted becomes the youngest, and is reached last
+		w.inForce.Touch(w.plan.grants[i].key, w.plan.grants[i].of)
 	}
 	before := len(w.due)
 	err := w.displace()
@@ -126,15 +130,14 @@ func (w *writer) crowded() bool {
 	return false
 }
 
-// rank makes what is wanted the youngest of its accounts, so that it is reached last,
-// and adds up what is wanted of each.
-func (w *writer) rank() {
+// addUp finds out what the plan wants of each account.
+func (w *writer) addUp() {
 	for i := range w.plan.grants {
 		g := &w.plan.grants[i]
-		of, known := w.inForce.Touch(g.key, g.of)
+		of, known := w.inForce.Of(g.key)
 		made := 0
 		if known {
-			g.of = of
+			g.of = g.of.And(of)
 		} else if g.fresh = g.left > 0 || g.present; g.fresh {
 			made = 1
 		}
@@ -148,6 +151,9 @@ func (w *writer) rank() {
 func (w *writer) possible() bool {
 	for i := range w.plan.grants {
 		g := &w.plan.grants[i]
+		if !g.fresh {
+			continue
+		}
 		all := w.standings(&g.key, g.of)
 		for _, s := range all[:ofSet] {
 			if w.plan.demands[s.account].wanted > s.most {
@@ -155,28 +161,26 @@ func (w *writer) possible() bool {
 			}
 		}
 		holder, set := &all[expiry.Holder], &all[ofSet]
-		if g.fresh && set.has-holder.has+w.plan.demands[holder.account].wanted > set.most {
+		if set.has-holder.has+w.plan.demands[holder.account].wanted > set.most {
 			return false
 		}
 	}
 	return true
 }
 
-// displace ends a grant for each new one that is one too many.
+// displace ends a grant for each new one that is one too many. What goes for a name
+// has gone for its holder as well, and what goes for either, for the set.
 func (w *writer) displace() error {
-	for i := range w.plan.grants {
-		g := &w.plan.grants[i]
-		if !g.fresh {
-			continue
-		}
+	for kind := range accountKinds {
 		// After a reload with lower limits an account gets smaller step by step. In a
 		// set one must not pay for another.
-		for kind, atMost := range [accountKinds]int{expiry.Name: 2, expiry.Holder: 2, ofSet: 1} {
-			for range atMost {
-				s := w.standings(&g.key, g.of)[kind]
-				if s.has+w.plan.demands[s.account].made <= s.most {
-					break
-				}
+		atMost := 2
+		if kind == ofSet {
+			atMost = 1
+		}
+		for i := range w.plan.grants {
+			g := &w.plan.grants[i]
+			for n := 0; n < atMost && g.fresh && w.exceeds(g, kind); n++ {
 				if !w.evict(min(kind, expiry.Holder), g.of) {
 					return backend.ErrFull
 				}
@@ -184,6 +188,12 @@ func (w *writer) displace() error {
 		}
 	}
 	return nil
+}
+
+// exceeds reports whether an account of a planned grant has too many with the plan.
+func (w *writer) exceeds(g *planned, kind int) bool {
+	s := w.standings(&g.key, g.of)[kind]
+	return s.has+w.plan.demands[s.account].made > s.most
 }
 
 // evict ends the grant of an account that was renewed least recently, if the plan
@@ -215,28 +225,22 @@ func (w *writer) tellEvicted(n int) {
 func (w *writer) fitting(ended []expiry.Ended[backend.Key]) []expiry.Ended[backend.Key] {
 	fit := ended[:0]
 	w.plan.reset()
-	for _, e := range ended {
-		if !w.fits(&e) {
+	for i := range ended {
+		e := ended[i]
+		if _, anew := w.inForce.Of(e.Key); anew {
+			fit = append(fit, e)
+			continue
+		}
+		all := w.standings(&e.Key, e.Of)
+		if slices.ContainsFunc(all[:], func(s standing) bool { return s.has+w.plan.demands[s.account].made >= s.most }) {
 			w.due = append(w.due, e) // in case that the kernel has it
 			continue
 		}
 		fit = append(fit, e)
-		for _, s := range w.standings(&e.Key, e.Of) {
+		for _, s := range all {
 			w.plan.demand(s.account, 1)
 		}
 	}
 	w.tellEvicted(len(ended) - len(fit))
 	return fit
-}
-
-func (w *writer) fits(e *expiry.Ended[backend.Key]) bool {
-	if until, _ := w.inForce.Lookup(e.Key); !until.IsZero() {
-		return true // it has been granted anew
-	}
-	for _, s := range w.standings(&e.Key, e.Of) {
-		if s.has+w.plan.demands[s.account].made >= s.most {
-			return false
-		}
-	}
-	return true
 }

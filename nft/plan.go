@@ -69,9 +69,7 @@ func (p *plan) find(k backend.Key) *planned {
 func (p *plan) want(k backend.Key, of expiry.Accounts, left time.Duration) {
 	if g := p.find(k); g != nil {
 		g.left = max(g.left, left)
-		if g.of != of {
-			g.of[expiry.Name] = 0
-		}
+		g.of = g.of.And(of)
 		return
 	}
 	p.grants = append(p.grants, planned{key: k, of: of, left: left})

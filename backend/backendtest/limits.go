@@ -244,13 +244,13 @@ func (c *contract) wanted() {
 
 // A grant that goes for the sake of one limit counts for the wider ones.
 func (c *contract) onlyAsNeeded() {
-	c.open(limits(6, 6, 2))
+	c.open(limits(7, 7, 3))
 	c.inTurn(clientA, 0, v4(0, 4)...)
-	c.inTurn(clientA, 1, v4(10, 2)...)
-	c.give(clientA, 1, v4(12, 2)...)
-	c.has(clientA, append(v4(0, 4), v4(12, 2)...)...)
-	c.give(clientA, 0, v4(20, 2)...)
-	c.has(clientA, slices.Concat(v4(2, 2), v4(12, 2), v4(20, 2))...)
+	c.inTurn(clientA, 1, v4(10, 3)...)
+	c.give(clientA, 1, v4(13, 3)...)
+	c.has(clientA, append(v4(0, 4), v4(13, 3)...)...)
+	c.give(clientA, 0, v4(20, 3)...)
+	c.has(clientA, slices.Concat(v4(3, 1), v4(13, 3), v4(20, 3))...)
 }
 
 func (c *contract) noLimits() {
@@ -311,6 +311,7 @@ func (c *contract) lowerLimits() {
 	}
 	c.has(clientA, v4(290, 10)...)
 	c.open(limits(4, 10, 5))
+	Eventually(c.T, "as many are left as fit", func() bool { return len(c.listedKeys()) == 4 })
 	c.inTurn(clientA, 0, v4(300, 4)...)
 	c.has(clientA, v4(300, 4)...)
 }

@@ -75,11 +75,14 @@ func (b *Backend) surplusLocked() (surplus []backend.Key) {
 func (b *Backend) victimsLocked(order []backend.Key, wanted map[backend.Key]held) (victims []backend.Key, err error) {
 	after := maps.Clone(b.kernel)
 	maps.Copy(after, wanted)
-	old := b.oldLocked(wanted)
+	var old []backend.Key
 	for _, l := range limits {
-		count := make(map[share]int)
+		count, asked := make(map[share]int), make(map[share]int)
 		for k, h := range after {
 			count[l.of(k, h)]++
+		}
+		for k, h := range wanted {
+			asked[l.of(k, h)]++
 		}
 		for _, k := range order {
 			h := wanted[k]
@@ -87,7 +90,13 @@ func (b *Backend) victimsLocked(order []backend.Key, wanted map[backend.Key]held
 				continue
 			}
 			most := l.most(b.rules, k, h)
+			if most > 0 && asked[l.of(k, h)] > most {
+				return nil, backend.ErrFull
+			}
 			for i := 0; i < l.atOnce && most > 0 && count[l.of(k, h)] > most; i++ {
+				if old == nil {
+					old = b.oldLocked(wanted)
+				}
 				at := slices.IndexFunc(old, func(o backend.Key) bool { return l.from(o, b.kernel[o]) == l.from(k, h) })
 				if at < 0 {
 					return nil, backend.ErrFull
