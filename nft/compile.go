@@ -38,12 +38,7 @@ func (rs ruleset) compile(p present, keep bool, flags uint32, first bool) (msgs 
 		msgs = append(msgs, more...)
 	}
 	for _, s := range rs.sets {
-		fill := !p.holds(s)
-		if have := p.sets[s.name]; have != nil {
-			// A set may hold more already than it is to have, and would take nothing new.
-			s.size = max(s.size, int(have.Size))
-		}
-		more, err := s.compile(table, fill)
+		more, err := s.compile(table, !p.holds(s))
 		if err != nil {
 			return nil, fmt.Errorf("set %s: %w", s.name, err)
 		}
