@@ -71,7 +71,7 @@ func (g *guarded) stand(keys ...backend.Key) {
 		known = append(known, k)
 	}
 	byAddr := func(k, l backend.Key) int {
-		return cmp.Or(k.Addr().Compare(l.Addr()), cmp.Compare(k.Holder, l.Holder), bytes.Compare(k.ID[:], l.ID[:]))
+		return cmp.Or(k.Addr().Compare(l.Addr()), cmp.Compare(k.Holder, l.Holder), cmp.Compare(k.Class, l.Class), bytes.Compare(k.ID[:], l.ID[:]))
 	}
 	for _, all := range []*[]backend.Key{&listed, &known, &keys} {
 		*all = slices.SortedFunc(slices.Values(*all), byAddr)
