@@ -74,20 +74,25 @@ func each(f func(*attacker) string, addrs ...string) func(*attacker) string {
 	}
 }
 
-// attackPatience is how long somebody waits for what most likely never comes.
-const attackPatience = 300 * time.Millisecond
+// patience is how long he waits for what most likely never comes, or surely does.
+func (a *attacker) patience() time.Duration {
+	if a.guarded {
+		return 300 * time.Millisecond
+	}
+	return 20 * time.Second
+}
 
 // dials connects to a port, or sends to it and waits for an answer.
 func dials(network string, port int) func(*attacker) string {
 	return func(a *attacker) string {
-		ctx, cancel := context.WithTimeout(context.Background(), attackPatience)
+		ctx, cancel := context.WithTimeout(context.Background(), a.patience())
 		defer cancel()
 		conn, err := a.Dial(ctx, network, net.JoinHostPort(a.to, strconv.Itoa(port)))
 		if err != nil {
 			return a.outcome(err)
 		}
 		defer conn.Close()
-		_ = conn.SetDeadline(time.Now().Add(attackPatience))
+		_ = conn.SetDeadline(time.Now().Add(a.patience()))
 		if port == 53 {
 			_, _, err = new(dns.Client).ExchangeWithConnContext(ctx, new(dns.Msg).SetQuestion("test.", dns.TypeA), &dns.Conn{Conn: conn})
 		} else if _, err = conn.Write([]byte("ping")); err == nil {
@@ -137,17 +142,17 @@ func opens(kind, protocol int, prepare func(fd int, ipv4 bool) error) func(*atta
 				word[0], protocol = echoRequest, unix.IPPROTO_ICMPV6
 			}
 		}
-		return a.outcome(a.Do(func() error { return connectSocket(domain, kind, protocol, to, word, prepare) }))
+		return a.outcome(a.Do(func() error { return a.connectSocket(domain, kind, protocol, to, word, prepare) }))
 	}
 }
 
-func connectSocket(domain, kind, protocol int, to unix.Sockaddr, word []byte, prepare func(fd int, ipv4 bool) error) error {
+func (a *attacker) connectSocket(domain, kind, protocol int, to unix.Sockaddr, word []byte, prepare func(fd int, ipv4 bool) error) error {
 	fd, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	patience := unix.NsecToTimeval(attackPatience.Nanoseconds())
+	patience := unix.NsecToTimeval(a.patience().Nanoseconds())
 	err = errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &patience),
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience))
 	if prepare != nil && err == nil {
@@ -172,7 +177,7 @@ func dialsMapped(a *attacker) string {
 		return ""
 	}
 	to := &unix.SockaddrInet6{Addr: addr.As16(), Port: echoPort}
-	return a.outcome(a.Do(func() error { return connectSocket(unix.AF_INET6, unix.SOCK_STREAM, 0, to, []byte("ping"), nil) }))
+	return a.outcome(a.Do(func() error { return a.connectSocket(unix.AF_INET6, unix.SOCK_STREAM, 0, to, []byte("ping"), nil) }))
 }
 
 // viaLoopback leaves by loopback, which any program may say of a socket once.
@@ -194,7 +199,7 @@ func afterReset(a *attacker) string {
 	end := ""
 	for range 3 {
 		err := a.Do(func() error {
-			dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(a.own()), Port: port}, Timeout: attackPatience}
+			dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(a.own()), Port: port}, Timeout: a.patience()}
 			conn, err := dialer.Dial("tcp", net.JoinHostPort(a.to, strconv.Itoa(echoPort)))
 			if err != nil {
 				return err
@@ -258,7 +263,7 @@ func (a *attacker) arrival(n int, send func() error) string {
 		return err.Error()
 	}
 	came := a.wire.seen(mine) - before
-	for deadline := time.Now().Add(2 * time.Second); !a.guarded && came < n && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(20 * time.Second); !a.guarded && came < n && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 		came = a.wire.count(mine) - before
 	}
@@ -496,7 +501,7 @@ func (a *attacker) arrivalFrom(source string, p packet) string {
 		return err.Error()
 	}
 	mine := func(p packet) bool { return p.destination.String() == a.to && p.source.String() == source }
-	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
 		switch {
 		case a.wire.seen(mine) > 0:
 			return arrives

@@ -98,7 +98,7 @@ var questions = []attack{
 	}), end: isGiven},
 	{name: "all other flags", attempt: asks("udp", func(m *dns.Msg) { m.Authoritative, m.Truncated, m.RecursionAvailable, m.Zero = true, true, true, true }), end: isGiven},
 	{name: "no recursion wanted", attempt: asks("udp", func(m *dns.Msg) { m.RecursionDesired = false }), end: isGiven},
-	{name: "a response", attempt: asks("udp", func(m *dns.Msg) { m.Response = true }), end: isUnheard},
+	{name: "a response", attempt: asksFor(time.Second, "udp", func(m *dns.Msg) { m.Response = true }), end: isUnheard},
 	{name: "two questions", attempt: asks("udp", func(m *dns.Msg) {
 		m.Question = append(m.Question, dns.Question{Name: "test.", Qtype: dns.TypeA, Qclass: dns.ClassINET})
 	}), end: "FORMERR"},
@@ -455,12 +455,17 @@ func (a *attacker) given() string {
 
 // asks asks for it in some way.
 func asks(network string, how func(*dns.Msg)) func(*attacker) string {
+	return asksFor(20*time.Second, network, how)
+}
+
+// asksFor waits no longer than that for an answer.
+func asksFor(within time.Duration, network string, how func(*dns.Msg)) func(*attacker) string {
 	return func(a *attacker) string {
 		m := a.question(a.given())
 		if how != nil {
 			how(m)
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
 		conn, err := a.Dial(ctx, network, net.JoinHostPort(a.server(), "53"))
 		if err != nil {
@@ -473,7 +478,7 @@ func asks(network string, how func(*dns.Msg)) func(*attacker) string {
 			return err.Error()
 		}
 		d := &dns.Conn{Conn: conn, UDPSize: dns.MaxMsgSize}
-		_ = d.SetDeadline(time.Now().Add(2 * time.Second))
+		_ = d.SetDeadline(time.Now().Add(within))
 		if _, err = d.Write(packed); err != nil {
 			return err.Error()
 		}
