@@ -3,7 +3,6 @@ package nft
 import (
 	"hash/maphash"
 	"math"
-	"slices"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
@@ -53,32 +52,31 @@ const (
 	accountKinds = ofSet + 1
 )
 
-// standing is how many grants an account has in the table, and how many it may have.
-type standing struct {
-	account
-	has, most int
+// account returns what a grant counts for, of that kind, and how many grants that may
+// have.
+func (w *writer) account(kind int, k *backend.Key, of expiry.Accounts) (a account, most int) {
+	switch {
+	case kind == ofSet:
+		a, most = account{kind, uint32(setOf(k))}, w.rules.MaxGrants
+	case kind == expiry.Holder && !k.Holder.Many():
+		a, most = account{kind, of[kind]}, w.rules.MaxGrantsClient
+	case kind == expiry.Holder || of[kind] == 0:
+		a = account{kind, of[kind]}
+	default:
+		a, most = account{kind, of[kind]}, w.rules.MaxGrantsName
+	}
+	if most == 0 {
+		most = math.MaxInt
+	}
+	return a, most
 }
 
-// standings returns those of the accounts that a grant counts for.
-func (w *writer) standings(k *backend.Key, of expiry.Accounts) (all [accountKinds]standing) {
-	limits := [...]int{expiry.Name: w.rules.MaxGrantsName, expiry.Holder: w.rules.MaxGrantsClient, ofSet: w.rules.MaxGrants}
-	if k.Holder.Many() {
-		limits[expiry.Holder] = 0
+// has is how many grants an account has in the table.
+func (w *writer) has(a account) int {
+	if a.kind == ofSet {
+		return int(w.live.sets[a.number])
 	}
-	for kind, number := range of {
-		all[kind] = standing{account{kind, number}, w.inForce.Count(kind, number), limits[kind]}
-		if number == 0 {
-			all[kind].most = math.MaxInt
-		}
-	}
-	set := setOf(k)
-	all[ofSet] = standing{account{ofSet, uint32(set)}, int(w.live.sets[set]), limits[ofSet]}
-	for kind := range all {
-		if all[kind].most == 0 {
-			all[kind].most = math.MaxInt
-		}
-	}
-	return all
+	return w.inForce.Count(a.kind, a.number)
 }
 
 // demand is what a plan wants of an account.
@@ -87,12 +85,17 @@ type demand struct {
 	made   int // of the wanted, those that are new
 }
 
-func (p *plan) demand(a account, made int) {
+// demand adds a grant to what the plan wants of its accounts.
+func (w *writer) demand(k *backend.Key, of expiry.Accounts, made int) {
+	p := &w.plan
 	if p.demands == nil {
 		p.demands = make(map[account]demand)
 	}
-	d := p.demands[a]
-	p.demands[a] = demand{d.wanted + 1, d.made + made}
+	for kind := range accountKinds {
+		a, _ := w.account(kind, k, of)
+		d := p.demands[a]
+		p.demands[a] = demand{d.wanted + 1, d.made + made}
+	}
 }
 
 // makeRoom ends grants where the new ones of the plan would be too many: of the same
@@ -116,13 +119,14 @@ func (w *writer) makeRoom() error {
 	return err
 }
 
-// crowded reports whether a limit could be near, without counting what is wanted twice
-// or is there.
+// crowded reports whether a limit could be near: if all that is wanted were new, and
+// counted for the same.
 func (w *writer) crowded() bool {
 	for i := range w.plan.grants {
-		g := &w.plan.grants[i]
-		for _, s := range w.standings(&g.key, g.of) {
-			if s.has+len(w.plan.grants) > s.most {
+		for kind := range accountKinds {
+			g := &w.plan.grants[i]
+			a, most := w.account(kind, &g.key, g.of)
+			if most < math.MaxInt && w.has(a)+len(w.plan.grants) > most {
 				return true
 			}
 		}
@@ -141,28 +145,26 @@ func (w *writer) addUp() {
 		} else if g.fresh = g.left > 0 || g.present; g.fresh {
 			made = 1
 		}
-		for _, s := range w.standings(&g.key, g.of) {
-			w.plan.demand(s.account, made)
-		}
+		w.demand(&g.key, g.of, made)
 	}
 }
 
-// possible reports whether there is room when all has gone that may go.
+// possible reports whether there is room when all has gone that may go: the others of
+// the same name and holder.
 func (w *writer) possible() bool {
 	for i := range w.plan.grants {
 		g := &w.plan.grants[i]
-		if !g.fresh {
-			continue
-		}
-		all := w.standings(&g.key, g.of)
-		for _, s := range all[:ofSet] {
-			if w.plan.demands[s.account].wanted > s.most {
+		var inHolder, wanted int
+		for kind := 0; kind < accountKinds && g.fresh; kind++ {
+			a, most := w.account(kind, &g.key, g.of)
+			if kind < ofSet {
+				inHolder, wanted = w.has(a), w.plan.demands[a].wanted
+			} else {
+				wanted += w.has(a) - inHolder
+			}
+			if wanted > most {
 				return false
 			}
-		}
-		holder, set := &all[expiry.Holder], &all[ofSet]
-		if set.has-holder.has+w.plan.demands[holder.account].wanted > set.most {
-			return false
 		}
 	}
 	return true
@@ -180,7 +182,8 @@ func (w *writer) displace() error {
 		}
 		for i := range w.plan.grants {
 			g := &w.plan.grants[i]
-			for n := 0; n < atMost && g.fresh && w.exceeds(g, kind); n++ {
+			a, most := w.account(kind, &g.key, g.of)
+			for n := 0; n < atMost && g.fresh && w.has(a)+w.plan.demands[a].made > most; n++ {
 				if !w.evict(min(kind, expiry.Holder), g.of) {
 					return backend.ErrFull
 				}
@@ -188,12 +191,6 @@ func (w *writer) displace() error {
 		}
 	}
 	return nil
-}
-
-// exceeds reports whether an account of a planned grant has too many with the plan.
-func (w *writer) exceeds(g *planned, kind int) bool {
-	s := w.standings(&g.key, g.of)[kind]
-	return s.has+w.plan.demands[s.account].made > s.most
 }
 
 // evict ends the grant of an account that was renewed least recently, if the plan
@@ -227,20 +224,24 @@ func (w *writer) fitting(ended []expiry.Ended[backend.Key]) []expiry.Ended[backe
 	w.plan.reset()
 	for i := range ended {
 		e := ended[i]
-		if _, anew := w.inForce.Of(e.Key); anew {
-			fit = append(fit, e)
-			continue
-		}
-		all := w.standings(&e.Key, e.Of)
-		if slices.ContainsFunc(all[:], func(s standing) bool { return s.has+w.plan.demands[s.account].made >= s.most }) {
+		_, anew := w.inForce.Of(e.Key) // it has been granted since
+		if !anew && !w.fits(&e) {
 			w.due = append(w.due, e) // in case that the kernel has it
 			continue
 		}
-		fit = append(fit, e)
-		for _, s := range all {
-			w.plan.demand(s.account, 1)
+		if fit = append(fit, e); !anew {
+			w.demand(&e.Key, e.Of, 1)
 		}
 	}
 	w.tellEvicted(len(ended) - len(fit))
 	return fit
+}
+
+func (w *writer) fits(e *expiry.Ended[backend.Key]) bool {
+	for kind := range accountKinds {
+		if a, most := w.account(kind, &e.Key, e.Of); w.has(a)+w.plan.demands[a].made >= most {
+			return false
+		}
+	}
+	return true
 }
