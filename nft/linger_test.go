@@ -5,112 +5,186 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/google/nftables"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/backend/backendtest"
 	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
 
-// grantLife is how long grants last in these tests, and lingerFor how long after the
-// last packet an address stays open. What is waited for is later by their sum at most.
-const (
-	grantLife = 1500 * time.Millisecond
-	lingerFor = 3 * time.Second
-)
+// endGrants ends all grants before their time.
+func (n *network) endGrants() {
+	n.Helper()
+	if err := n.do(func(w *writer) error {
+		msgs, err := compose(func(c *nftables.Conn) error {
+			for _, s := range w.grants.all() {
+				c.FlushSet(&nftables.Set{Name: s.name, Table: &nftables.Table{Name: w.rules.Table, Family: nftables.TableFamilyINet}})
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		w.batch.begin(0)
+		w.batch.add(msgs)
+		w.inForce.Clear()
+		return w.socket.transact(&w.batch)
+	}); err != nil {
+		n.Fatal(err)
+	}
+}
 
-// What the holder of a grant uses, on a live connection or with new ones, stays open
-// to new ones after the grant; what is not used, does not.
-func TestLinger(t *testing.T) {
-	dir, unit := cgroup(t, "hbtest/linger")
-	r := worldRules(t)
-	r.Linger = lingerFor
+// A user of addresses is a host with those it can have grants for.
+type user struct {
+	*netlab.Host
+	number int // its first
+}
+
+// addrs are both of an address's, or the one that a client can have that is known by
+// its IPv4 address alone.
+func (n *network) addrs(u user, number int) []string {
+	if u.Host == n.other {
+		return to(u.number+number, 443)[:1]
+	}
+	return to(u.number+number, 443)
+}
+
+// lingering is a network where everybody has grants for the addresses of these numbers,
+// those from 100 on in a class.
+func lingering(t *testing.T, linger time.Duration, numbers ...int) (n *network, r backend.Rules, users []user, unit runner) {
+	dir, cg := cgroup(t, "hbtest/linger")
+	r = worldRules(t)
+	r.Linger = linger
 	r.LocalHolders = []backend.Holder{backend.Machine, backend.Unit}
 	r.Classes = map[backend.Class]backend.Predicates{1: {Ports: ports(t, "tcp/443", "udp/443")}}
-	n := newNetwork(t, r)
-	machine, cl := backend.Scope{Holder: backend.Machine}, backend.ClientScope(netip.MustParseAddr(other4))
-	const used, renewed, idle, lost = 1, 2, 3, 4
-	for i := used; i <= lost; i++ {
-		n.open(grantLife, i, machine, n.link("lan0"), cl, backend.UnitScope(unit.ID))
-		n.open(grantLife, 100+i, inClass(machine, 1), inClass(n.link("lan0"), 1), inClass(cl, 1), inClass(backend.UnitScope(unit.ID), 1))
-	}
-	// Who has used what on what port; holders' own addresses each.
-	users := []struct {
-		from   *netlab.Host
-		number int
-	}{{n.here, 0}, {n.client, 0}, {n.other, 0}, {n.here, 100}, {n.client, 100}, {n.other, 100}}
-	of := func(from *netlab.Host, number int) []string {
-		if from == n.other { // known by its IPv4 address alone
-			return to(number, 443)[:1]
+	n = newNetwork(t, r)
+	for _, i := range numbers {
+		for number, class := range map[int]backend.Class{0: 0, 100: 1} {
+			n.open(time.Hour, number+i, inClass(backend.Scope{Holder: backend.Machine}, class), inClass(n.link("lan0"), class),
+				inClass(backend.ClientScope(netip.MustParseAddr(other4)), class))
+			n.open(time.Hour, number+200+i, inClass(backend.UnitScope(cg.ID), class))
 		}
-		return to(number, 443)
 	}
-	var live []net.Conn
-	for _, u := range users {
-		for _, addr := range of(u.from, u.number+used) {
-			conn, err := dialFrom(u.from, time.Second)("tcp", addr)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Close()
-			live = append(live, conn)
-		}
-		n.reaches(u.from, true, "tcp", of(u.from, u.number+renewed)...)
-		n.reaches(u.from, true, "udp", of(u.from, u.number+lost)...)
+	for _, h := range []*netlab.Host{n.here, n.client, n.other} {
+		users = append(users, user{h, 0}, user{h, 100})
 	}
-	runner{cgroup: dir}.reaches(t, true, "tcp", append(to(used, 443), to(100+used, 443)...)...)
+	return n, r, users, runner{cgroup: dir}
+}
 
-	// Longer than the grant and, in all, than what it would linger without use.
-	for end := time.Now().Add(grantLife + lingerFor + time.Second); time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
-		for _, conn := range live {
-			if err := echo(conn); err != nil {
-				t.Fatal(err)
-			}
-		}
+// What the holder of a grant has used stays open to new connections when the grant has
+// ended; what was not used, or is not the holder's, or is not what the grant was for,
+// does not.
+func TestLinger(t *testing.T) {
+	const used, idle = 1, 2
+	n, r, users, unit := lingering(t, time.Hour, used, idle)
+	for _, u := range users {
+		n.reaches(u.Host, true, "tcp", n.addrs(u, used)...)
+	}
+	units := append(to(200+used, 443), to(300+used, 443)...)
+	unit.reaches(t, true, "udp", units...)
+	n.endGrants()
+
+	stays := func() {
+		t.Helper()
 		for _, u := range users {
-			n.reaches(u.from, true, "udp", of(u.from, u.number+renewed)...)
+			n.reaches(u.Host, true, "tcp", n.addrs(u, used)...)
+			n.reaches(u.Host, true, "udp", n.addrs(u, used)...)
+			n.reaches(u.Host, false, "udp", n.addrs(u, idle)...)
 		}
-		runner{cgroup: dir}.reaches(t, true, "udp", append(to(used, 443), to(100+used, 443)...)...)
+		unit.reaches(t, true, "udp", units...)
 	}
-	if g := n.inKernel(); len(g) > 0 {
-		t.Fatalf("%d grants live", len(g))
-	}
-	for _, u := range users {
-		n.reaches(u.from, true, "tcp", of(u.from, u.number+used)...)
-		n.reaches(u.from, true, "tcp", of(u.from, u.number+renewed)...)
-		n.reaches(u.from, false, "tcp", of(u.from, u.number+idle)...)
-		n.reaches(u.from, false, "tcp", of(u.from, u.number+lost)...)
-	}
-	runner{cgroup: dir}.reaches(t, true, "tcp", append(to(used, 443), to(100+used, 443)...)...)
-
-	// It is the holder's, for the class, and never for DNS.
-	n.reaches(n.here, false, "udp", append(to(100+used, 8005), to(used, 53)...)...)
-	n.reaches(n.client, false, "udp", append(to(100+used, 8005), to(used, 53)...)...)
+	stays()
+	unit.reaches(t, false, "udp", append(to(200+idle, 443), to(300+idle, 443)...)...)
+	runner{}.reaches(t, false, "udp", units...)
 	n.reaches(n.other, false, "udp", to(used, 443)[1:]...)
+	for _, h := range []*netlab.Host{n.here, n.client} {
+		n.reaches(h, false, "udp", to(100+used, 8005)...) // not of the class
+		n.reaches(h, false, "udp", to(used, 53)...)
+	}
 
 	// A reload keeps it, and forgets what is not known any more.
 	if err := n.Open(r); err != nil {
 		t.Fatal(err)
 	}
-	n.reaches(n.client, true, "tcp", to(used, 443)...)
-	n.reaches(n.client, true, "tcp", to(100+used, 443)...)
-	gone := r
-	gone.Classes = nil
-	for range 2 {
-		if err := n.Open(gone); err != nil {
+	stays()
+	for _, classes := range []map[backend.Class]backend.Predicates{nil, r.Classes} {
+		r.Classes = classes
+		if err := n.Open(r); err != nil {
 			t.Fatal(err)
 		}
-		n.reaches(n.client, true, "tcp", to(used, 443)...)
-		n.reaches(n.client, false, "tcp", to(100+used, 443)...)
-		gone = r
+		n.reaches(n.client, true, "udp", to(used, 443)...)
+		n.reaches(n.client, false, "udp", to(100+used, 443)...)
+		unit.reaches(t, true, "udp", to(200+used, 443)...)
+		unit.reaches(t, false, "udp", to(300+used, 443)...)
 	}
-	for _, conn := range live {
-		conn.Close()
+	for _, linger := range []time.Duration{0, time.Hour} {
+		r.Linger = linger
+		if err := n.Open(r); err != nil {
+			t.Fatal(err)
+		}
+		n.reaches(n.client, false, "udp", to(used, 443)...)
 	}
-	time.Sleep(lingerFor + time.Second)
-	n.reaches(n.here, false, "tcp", to(used, 443)...)
-	n.reaches(n.client, false, "tcp", to(renewed, 443)...)
+}
+
+// Packets of a live connection, and of new ones, keep the address open for as long as
+// there are any; then it shuts.
+func TestLingerIsRenewed(t *testing.T) {
+	const linger = 4 * time.Second
+	const live, again, once = 1, 2, 3
+	n, r, users, _ := lingering(t, linger, live, again, once)
+	stop := make(chan struct{})
+	var using sync.WaitGroup
+	keep := func(use func() error) {
+		if err := use(); err != nil {
+			t.Fatal(err)
+		}
+		using.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(100 * time.Millisecond):
+				}
+				if err := use(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for _, u := range users {
+		for _, addr := range n.addrs(u, live) {
+			conn, err := dialFrom(u.Host, patienceOf(true))("tcp", addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			keep(func() error { return echo(conn) })
+		}
+		for _, addr := range n.addrs(u, again) {
+			keep(func() error { return reach(dialFrom(u.Host, patienceOf(true)), "udp", addr) })
+		}
+		n.reaches(u.Host, true, "udp", n.addrs(u, once)...)
+	}
+	n.endGrants()
+	time.Sleep(2 * linger)
+	for _, u := range users {
+		n.reaches(u.Host, true, "tcp", append(n.addrs(u, live), n.addrs(u, again)...)...)
+		n.reaches(u.Host, false, "tcp", n.addrs(u, once)...)
+	}
+	close(stop)
+	using.Wait()
+	backendtest.Eventually(t, "nothing lingers", func() bool {
+		text := armingElements.ReplaceAllString(nft(t, "list", "table", "inet", r.Table), "")
+		return !strings.Contains(text, " expires ")
+	})
+	for _, u := range users {
+		n.reaches(u.Host, false, "tcp", append(n.addrs(u, live), n.addrs(u, again)...)...)
+	}
 }
 
 // A grant is never shorter for it, and none less is let through where the set of what
@@ -122,10 +196,10 @@ func TestLingerWhereItIsFull(t *testing.T) {
 	machine := backend.Scope{Holder: backend.Machine}
 	for round := range 3 {
 		for i := range 4 {
-			n.open(time.Second, 10*round+i, machine)
+			n.open(time.Hour, 10*round+i, machine)
 			n.reaches(n.here, true, "udp", to(10*round+i, 443)...)
 		}
-		backendtest.Eventually(t, "there is room", func() bool { return len(n.inKernel()) == 0 })
+		n.endGrants()
 	}
 	for i := range 4 {
 		n.reaches(n.here, true, "udp", to(i, 443)...) // the first fill it
