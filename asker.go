@@ -1,6 +1,7 @@
 package ipdestinationguard
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"slices"
@@ -11,60 +12,60 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
-// surroundings are what the kernel knows of this machine's addresses and of its
-// neighbours.
-type surroundings interface {
-	// Own reports whether addr is one of this machine's.
-	Own(addr netip.Addr) bool
+// nobody is the scope of who is not guarded here: the answer passes.
+var nobody = backend.Scope{Holder: backend.Holders}
 
-	// OnLink returns the networks of this machine's own wires; Changed is sent to
-	// when own addresses may have changed.
-	OnLink() []netip.Prefix
-	Changed() <-chan struct{}
+var errPrograms = errors.New("the names of this server block are for programs of the machine itself (users, units)")
 
-	// Find returns the Ethernet address of the neighbour with that IP address.
-	Find(addr netip.Addr) (hw [6]byte, ok bool)
-
-	Close()
+// scope is whose grants the answer to a question makes. The guard is armed.
+func (g *guard) scope(w dns.ResponseWriter, request *dns.Msg, p *policy) (backend.Scope, error) {
+	scope, err := g.holder(w, request, p)
+	scope.Class = p.class
+	return scope, err
 }
 
-// scope is whose grants the answer to a question makes. The guard is armed. What
-// a gateway asks for itself is kept, for a reload that guards it as well.
-func (g *guard) scope(remote net.Addr, request *dns.Msg) backend.Scope {
-	s := g.settings.Load()
+// holder is who asks. What a gateway asks for itself is kept, for a reload that
+// guards it as well.
+func (g *guard) holder(w dns.ResponseWriter, request *dns.Msg, p *policy) (backend.Scope, error) {
+	s, programs := g.settings.Load(), p.predicates.Local()
 	switch {
-	case s.scope == scopeAny && s.gateway(), g.closed.Load():
-		return backend.Scope{}
-	case !s.gateway():
-		return backend.Scope{Holder: backend.Machine}
+	case s.scope == scopeAny && s.gateway() && !programs, g.closed.Load():
+		return backend.Scope{}, nil
+	case s.scope != scopeApplication && !s.gateway():
+		return backend.Scope{Holder: backend.Machine}, nil
 	}
-	addr := addrOf(remote)
+	addr := addrOf(w.RemoteAddr())
 	if len(s.forwarders) > 0 && contains(s.forwarders, addr) {
 		if client, ok := clientSubnet(request); ok {
 			addr = client
 		}
 	}
+	local := !addr.IsValid() || g.around.Own(addr)
 	switch {
-	case !addr.IsValid(), g.around.Own(addr):
-		return backend.Scope{Holder: backend.Machine}
+	case local && s.scope == scopeApplication:
+		return g.application(s, w)
+	case local && s.scope == scopeAny:
+		return backend.Scope{}, nil
+	case local:
+		return backend.Scope{Holder: backend.Machine}, nil
+	case !s.gateway():
+		return nobody, nil
+	case programs:
+		return nobody, errPrograms
 	case addr.IsLinkLocalUnicast(), contains(*g.onLink.Load(), addr):
-		if hw, ok := g.around.Find(addr); ok {
-			return backend.LinkScope(0, hw)
+		if index, hw, ok := g.around.Find(addr); ok {
+			return backend.LinkScope(index, hw), nil
 		}
 	}
-	return backend.ClientScope(addr.WithZone(""))
+	return backend.ClientScope(addr.WithZone("")), nil
 }
 
 // addrOf is the IP address of a client, without a zone unless it needs one.
 func addrOf(remote net.Addr) netip.Addr {
-	var ap netip.AddrPort
-	if a, ok := remote.(interface{ AddrPort() netip.AddrPort }); ok {
-		ap = a.AddrPort()
-	} else if remote == nil || !strings.HasPrefix(remote.Network(), "tcp") && !strings.HasPrefix(remote.Network(), "udp") {
+	if remote == nil || !strings.HasPrefix(remote.Network(), "tcp") && !strings.HasPrefix(remote.Network(), "udp") {
 		return netip.Addr{} // a pipe, say: somebody on this machine
-	} else {
-		ap, _ = netip.ParseAddrPort(remote.String()) // proxyproto wraps addresses
 	}
+	ap := addrPortOf(remote)
 	if !ap.Addr().IsValid() {
 		return netip.IPv6Unspecified() // DoH loses addresses with a zone: it is somebody, who has no grants
 	}

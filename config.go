@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"go4.org/netipx"
@@ -21,15 +22,35 @@ type settings struct {
 	allowedGateway []netip.Prefix
 	interfaces     []string
 	scope          string
-	dnsPorts       bool // grants open them
+	byUser         bool     // applications are told apart by their users
+	shared         programs // who ask for everybody
+	dnsPorts       bool     // grants open them
 	forwarders     []netip.Prefix
+	upstreams      []netip.AddrPort // open to CoreDNS alone; port 0 is those that it uses
+	capture        bool             // clients' plain DNS comes here, wherever it was sent
+	linger         time.Duration
+	limits         limits
 	lease          expiry.Lease
 	hold           time.Duration
 	onExit         backend.Leave
 	table          string
 
 	place string // file:line of the directive
+
+	found found
 }
+
+// found is what a directive does not say: the whole Corefile does, or the machine.
+type found struct {
+	classes  map[backend.Class]backend.Predicates
+	upstream []netip.AddrPort
+	self     backend.Program
+	capture  uint16 // port
+}
+
+// limits bound what the network can make the guard keep. Those of grants count for
+// each IP version.
+type limits struct{ grants, client, name, answer int }
 
 // The modes, and which hooks they guard.
 const (
@@ -40,10 +61,12 @@ const (
 
 var modes = []string{modeLocal, modeGateway, modeBoth}
 
-// Whose grants an answer makes: everyone's, or only those of the client that asks.
+// Whose grants an answer makes: everyone's, or only those of the client that asks, or
+// also, on this machine, only those of the application that asks.
 const (
-	scopeAny    = "any"
-	scopeClient = "client"
+	scopeAny         = "any"
+	scopeClient      = "client"
+	scopeApplication = "application"
 )
 
 var defaultSettings = settings{
@@ -52,14 +75,36 @@ var defaultSettings = settings{
 	table: name, onExit: backend.Keep,
 }
 
-// maxGrants bounds the grants of each IP version: 100 MB in the kernel.
-const maxGrants = 1 << 20
+// defaultLimits are for a network of some hundred clients: 25 MB in the kernel for
+// each IP version.
+var defaultLimits = limits{grants: 1 << 18, client: 1 << 14, name: 1 << 10, answer: 1 << 8}
+
+// unitPaths are the cgroups that classes of grants are for, sorted.
+func (s *settings) unitPaths() (paths []string) {
+	for _, p := range s.found.classes {
+		for _, u := range p.Units {
+			paths = addSorted(paths, u.Path)
+		}
+	}
+	return paths
+}
 
 func (s *settings) local() bool   { return s.mode != modeGateway }
 func (s *settings) gateway() bool { return s.mode != modeLocal }
 
-func (s *settings) rules(onLink []netip.Prefix) backend.Rules {
+// rules are what is to be enforced on a machine as it is.
+func (s *settings) rules(m *machine) backend.Rules {
 	local := []backend.Holder{backend.Machine}
+	for holder, wanted := range map[backend.Holder]bool{
+		backend.User: s.scope == scopeApplication,
+		backend.Unit: s.scope == scopeApplication && !s.byUser,
+	} {
+		// Grants from before a reload go on: the scope is no narrower now.
+		if wanted || slices.Contains(m.before, holder) && !s.byUser {
+			local = append(local, holder)
+		}
+	}
+	slices.Sort(local)
 	gateway := []backend.Holder{backend.Client, backend.Link}
 	if s.scope == scopeAny {
 		// Grants from before a reload that widened the scope go on.
@@ -68,12 +113,20 @@ func (s *settings) rules(onLink []netip.Prefix) backend.Rules {
 	if !s.gateway() {
 		gateway = nil // whoever asks a server, asks for it
 	}
-	return backend.Rules{
-		LocalHolders: local, GatewayHolders: gateway,
+	r := backend.Rules{
+		LocalHolders: local, GatewayHolders: gateway, Classes: m.classes(s.found.classes),
 		Table: s.table, Local: s.local(), Gateway: s.gateway(),
 		Allowed: s.allowed, AllowedLocal: s.allowedLocal, AllowedGateway: s.allowedGateway,
-		DNSPorts: s.dnsPorts, OnLink: onLink, Interfaces: s.interfaces, MaxGrants: maxGrants,
+		DNSPorts: s.dnsPorts, OnLink: m.onLink, Interfaces: s.interfaces, Linger: s.linger,
+		MaxGrants: s.limits.grants, MaxGrantsClient: s.limits.client, MaxGrantsName: s.limits.name,
 	}
+	if s.local() {
+		r.Upstream, r.Self = s.found.upstream, s.found.self
+	}
+	if s.gateway() {
+		r.Capture = s.found.capture
+	}
+	return r
 }
 
 // contradiction says in what s and other differ, or nothing. Order and
@@ -89,8 +142,16 @@ func (s *settings) contradiction(other *settings) string {
 		{"allowedIPs", sameRanges(s.allowed, other.allowed), s.allowed, other.allowed},
 		{"allowedLocalIPs", sameRanges(s.allowedLocal, other.allowedLocal), s.allowedLocal, other.allowedLocal},
 		{"allowedGatewayIPs", sameRanges(s.allowedGateway, other.allowedGateway), s.allowedGateway, other.allowedGateway},
-		{"interfaces", sameNames(s.interfaces, other.interfaces), s.interfaces, other.interfaces},
-		{"scope", s.scope == other.scope, s.scope, other.scope},
+		{"interfaces", sameSet(s.interfaces, other.interfaces, strings.Compare), s.interfaces, other.interfaces},
+		{"scope", s.scope == other.scope && s.byUser == other.byUser, s.scopeText(), other.scopeText()},
+		{"shared_resolver", s.shared.equal(&other.shared), s.shared, other.shared},
+		{"upstream", sameSet(s.upstreams, other.upstreams, netip.AddrPort.Compare), s.upstreams, other.upstreams},
+		{"capture", s.capture == other.capture, s.capture, other.capture},
+		{"linger", s.linger == other.linger, s.linger, other.linger},
+		{"max_grants", s.limits.grants == other.limits.grants, s.limits.grants, other.limits.grants},
+		{"max_grants_client", s.limits.client == other.limits.client, s.limits.client, other.limits.client},
+		{"max_grants_name", s.limits.name == other.limits.name, s.limits.name, other.limits.name},
+		{"max_addresses_answer", s.limits.answer == other.limits.answer, s.limits.answer, other.limits.answer},
 		{"dns_ports", s.dnsPorts == other.dnsPorts, dnsPortsText(s.dnsPorts), dnsPortsText(other.dnsPorts)},
 		{"trusted_forwarder", sameRanges(s.forwarders, other.forwarders), s.forwarders, other.forwarders},
 		{"margin", s.lease.Margin == other.lease.Margin, s.lease.Margin, other.lease.Margin},
@@ -106,6 +167,13 @@ func (s *settings) contradiction(other *settings) string {
 		}
 	}
 	return ""
+}
+
+func (s *settings) scopeText() string {
+	if s.byUser {
+		return s.scope + " uid"
+	}
+	return s.scope
 }
 
 func dnsPortsText(open bool) string {
@@ -134,6 +202,7 @@ func sameRanges(a, b []netip.Prefix) bool {
 	return set(a).Equal(set(b))
 }
 
-func sameNames(a, b []string) bool {
-	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
+func sameSet[T comparable](a, b []T, compare func(a, b T) int) bool {
+	sorted := func(list []T) []T { return slices.Compact(slices.SortedFunc(slices.Values(list), compare)) }
+	return slices.Equal(sorted(a), sorted(b))
 }

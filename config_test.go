@@ -34,8 +34,23 @@ func settingsText(s *settings) string {
 	if len(s.interfaces) > 0 {
 		line("interfaces", s.interfaces)
 	}
-	if s.scope == scopeClient != s.gateway() {
-		line("scope", s.scope)
+	if s.scope == scopeApplication || s.scope == scopeClient != s.gateway() {
+		line("scope", s.scopeText())
+	}
+	if !s.shared.empty() {
+		line("shared_resolver", s.shared)
+	}
+	if len(s.upstreams) > 0 {
+		line("upstream", s.upstreams)
+	}
+	if s.capture {
+		line("capture", "")
+	}
+	if s.linger > 0 {
+		line("linger", s.linger)
+	}
+	if s.limits != defaultLimits {
+		line("limits", s.limits)
 	}
 	if s.dnsPorts {
 		line("dns_ports", "open")
@@ -56,6 +71,9 @@ func policyText(p *policy) string {
 	var text strings.Builder
 	for _, r := range p.private {
 		fmt.Fprintln(&text, "private", r.networks)
+	}
+	if predicates := p.predicates.String(); predicates != "" {
+		fmt.Fprintln(&text, "for", predicates)
 	}
 	if !p.canary {
 		fmt.Fprintln(&text, "canary off")
@@ -124,6 +142,56 @@ table my_guard-1.x
 		}`, "mode nft-local\n" + defaultsText +
 			"private []\nprivate [10.0.0.0/8 fd00::/8]\nprivate [192.168.1.1/32 127.0.0.0/8]\nprivate [169.254.169.254/32]\n" +
 			"warning: Testfile:4: 127.0.0.2/8 means all of 127.0.0.0/8\n"},
+		{"scope application", `ipdestinationguard {
+			mode nft-both
+			scope application uid
+			shared_resolver 102 systemd-resolved.service
+			shared_resolver unified/../system.slice/nscd.service 101 102
+		}`, "mode nft-both\nscope application uid\nshared_resolver 101 102 /system.slice/nscd.service /system.slice/systemd-resolved.service\n" + defaultsText},
+		{"classes", `ipdestinationguard {
+			ports udp/443 tcp/8000-8010 tcp/443 tcp/8005-8020 tcp/8021
+			users root 33 0
+			units cron.service unified/user.slice
+			ports sctp/0-65535
+		}`, "joins\nfor tcp/443, tcp/8000-8021, udp/443, sctp/0-65535, user 0, user 33, unit /system.slice/cron.service, unit /user.slice\n"},
+		{"upstream", `ipdestinationguard {
+			mode nft-local
+			upstream 192.0.2.53 192.0.2.54:5353 2001:db8::53 [2001:db8::54]:853 [2001:db8::55]
+			upstream ::ffff:192.0.2.55
+		}`, "mode nft-local\nupstream 192.0.2.53:0 192.0.2.54:5353 [2001:db8::53]:0 [2001:db8::54]:853 [2001:db8::55]:0 192.0.2.55:0\n" + defaultsText},
+		{"capture and linger", `ipdestinationguard {
+			mode nft-gateway
+			interfaces lan0
+			capture
+			linger 10m
+		}`, "mode nft-gateway\ninterfaces lan0\ncapture \nlinger 10m0s\n" + defaultsText},
+		{"limits", `ipdestinationguard {
+			mode nft-gateway
+			max_grants 100000
+			max_grants_client 1000
+			max_grants_name 100
+			max_addresses_answer 10
+		}`, "mode nft-gateway\nlimits {100000 1000 100 10}\n" + defaultsText},
+		{"limits that leave less room than others have by default", `ipdestinationguard {
+			mode nft-gateway
+			max_grants_client 100
+		}`, "mode nft-gateway\nlimits {262144 100 100 100}\n" + defaultsText},
+		{"what has no effect", `ipdestinationguard {
+			mode nft-gateway
+			upstream 192.0.2.53
+			shared_resolver 1
+			capture
+		}`, "mode nft-gateway\nshared_resolver 1\nupstream 192.0.2.53:0\ncapture \n" + defaultsText +
+			"warning: Testfile:1: upstream has no effect in mode nft-gateway\n" +
+			"warning: Testfile:1: shared_resolver has no effect without scope application\n" +
+			"warning: Testfile:1: capture without interfaces also takes DNS that comes from outside: name the interfaces of your clients\n"},
+		{"what has no effect on a server", `ipdestinationguard {
+			mode nft-local
+			trusted_forwarder 192.0.2.53
+			capture
+		}`, "mode nft-local\ncapture \ntrusted_forwarder 192.0.2.53/32\n" + defaultsText +
+			"warning: Testfile:1: capture has no effect in mode nft-local\n" +
+			"warning: Testfile:1: trusted_forwarder has no effect: all clients are one\n"},
 		{"host bits are set", `ipdestinationguard nft-local 192.0.2.1/24`,
 			"mode nft-local\nallowedIPs 192.0.2.0/24\n" + defaultsText +
 				"warning: Testfile:1: 192.0.2.1/24 means all of 192.0.2.0/24\n"},
@@ -173,7 +241,7 @@ func TestParseMistakes(t *testing.T) {
 		{"a mode too many", "ipdestinationguard {\nmode nft-local nft-both\n}",
 			`Testfile:2 - Error during parsing: mode takes one value, not "nft-local nft-both"`},
 		{"unknown option", block + "allowIPs 192.0.2.1\n}",
-			`Testfile:3 - Error during parsing: unknown option "allowIPs": there are allowedGatewayIPs, allowedIPs, allowedLocalIPs, canary, dns_ports, except, except_file, hold, interfaces, margin, mode, names, names_file, on_exit, others, private, scope, table, trusted_forwarder, ttl`},
+			`Testfile:3 - Error during parsing: unknown option "allowIPs": there are allowedGatewayIPs, allowedIPs, allowedLocalIPs, canary, capture, dns_ports, except, except_file, hold, interfaces, linger, margin, max_addresses_answer, max_grants, max_grants_client, max_grants_name, mode, names, names_file, on_exit, others, ports, private, scope, shared_resolver, table, trusted_forwarder, ttl, units, upstream, users`},
 		{"an option in upper case", block + "Margin 1s\n}",
 			`Testfile:3 - Error during parsing: unknown option "Margin": there are`},
 		{"the directive twice", "ipdestinationguard nft-local\nipdestinationguard nft-local",
@@ -253,10 +321,38 @@ func TestParseMistakes(t *testing.T) {
 			`Testfile:3 - Error during parsing: "10.0" is not an IP address or a network`},
 		{"a private name that is none", block + "private a..test\n}",
 			`Testfile:3 - Error during parsing: private: `},
+		{"scope application without applications", "ipdestinationguard {\nmode nft-gateway\nscope application\n}",
+			`Testfile:4 - Error during parsing: scope application is for programs of this machine: in mode nft-gateway they are not guarded (write client)`},
+		{"scope of a gid", block + "scope application gid\n}", `Testfile:3 - Error during parsing: scope takes one value, not "application gid"`},
+		{"a user that is none", block + "users no-such-user\n}",
+			`Testfile:3 - Error during parsing: users: there is no user "no-such-user" on this machine`},
+		{"a user below 0", block + "shared_resolver -1\n}", `Testfile:3 - Error during parsing: shared_resolver: there is no user "-1"`},
+		{"the root of all units", block + "units /\n}", `Testfile:3 - Error during parsing: units: cgroup "/": the root cannot be named: every program is below it`},
+		{"above the root of all units", block + "units a/..//\n}", `Testfile:3 - Error during parsing: units: cgroup "`},
+		{"units by a wildcard", block + "units *.service\n}", `Testfile:3 - Error during parsing: units "*.service": there are no wildcards`},
+		{"a unit too deep", block + "shared_resolver /1/2/3/4/5/6/7/8/9\n}", `Testfile:3 - Error during parsing: shared_resolver: cgroup "/1/2/3/4/5/6/7/8/9": it is at level 9, and rules reach 8 levels deep`},
+		{"ports without a protocol", block + "ports 443\n}", `Testfile:3 - Error during parsing: ports "443": write the protocol first: tcp/443, or udp`},
+		{"ports of a protocol without ports", block + "ports icmp/8\n}", `Testfile:3 - Error during parsing: ports "icmp/8": write the protocol first`},
+		{"a port by name", block + "ports tcp/https\n}", `Testfile:3 - Error during parsing: ports "tcp/https": "https" is not a port (0 to 65535)`},
+		{"a port too high", block + "ports tcp/65536\n}", `Testfile:3 - Error during parsing: ports "tcp/65536": "65536" is not a port`},
+		{"ports backwards", block + "ports tcp/90-80\n}", `Testfile:3 - Error during parsing: ports "tcp/90-80": the range ends before it begins`},
+		{"half a range", block + "ports tcp/90-\n}", `Testfile:3 - Error during parsing: ports "tcp/90-": "90-" is not a port`},
+		{"an upstream by name", block + "upstream dns.quad9.net\n}", `Testfile:3 - Error during parsing: upstream "dns.quad9.net" is not an address, or one with a port`},
+		{"an upstream's port 0", block + "upstream 192.0.2.53:0\n}", `Testfile:3 - Error during parsing: upstream "192.0.2.53:0": there is no port 0`},
+		{"an upstream's zone", block + "upstream fe80::1%eth0\n}", `Testfile:3 - Error during parsing: upstream "fe80::1%eth0" has a zone: leave %eth0 out`},
+		{"an upstream as a URL", block + "upstream tls://192.0.2.53\n}", `Testfile:3 - Error during parsing: upstream "tls://192.0.2.53" is not an address`},
+		{"capture of something", block + "capture lan0\n}", `Testfile:3 - Error during parsing: capture takes no value, not "lan0"`},
+		{"no limit", block + "max_grants 0\n}", `Testfile:3 - Error during parsing: max_grants "0" is not a number between 1 and 16777216`},
+		{"a limit in words", block + "max_addresses_answer many\n}", `Testfile:3 - Error during parsing: max_addresses_answer "many" is not a number between 1 and 4096`},
+		{"limits without room", block + "max_grants_name 10\nmax_addresses_answer 11\n}",
+			`Testfile:5 - Error during parsing: max_addresses_answer 11 is more than max_grants_name 10 leaves room for`},
 		{"unknown canary", block + "canary no\n}",
 			`Testfile:3 - Error during parsing: canary "no": it is on (programs are told to stay with this resolver) or off`},
 	}...)
-	for option := range options {
+	for option, o := range options {
+		if o.bare {
+			continue
+		}
 		tests = append(tests, struct{ name, input, want string }{
 			option + " without a value", "ipdestinationguard {\n" + option + "\n}",
 			"Testfile:2 - Error during parsing: " + option + " needs a value",
@@ -313,6 +409,15 @@ func TestContradiction(t *testing.T) {
 		{"dns_ports left out", "hold 1s", "hold 1s\ndns_ports closed", ""},
 		{"dns_ports", "hold 1s", "hold 1s\ndns_ports open", "dns_ports open at Other:1 contradicts closed at Testfile:1"},
 		{"trusted_forwarder", "hold 1s", "hold 1s\ntrusted_forwarder 10.0.0.1", "trusted_forwarder [10.0.0.1/32] at Other:1 contradicts [] at Testfile:1"},
+		{"shared_resolver", "hold 1s", "hold 1s\nshared_resolver 1", "shared_resolver 1 at Other:1 contradicts nobody at Testfile:1"},
+		{"upstream", "hold 1s", "hold 1s\nupstream 10.0.0.1:53", "upstream [10.0.0.1:53] at Other:1 contradicts [] at Testfile:1"},
+		{"capture", "hold 1s", "hold 1s\ncapture", "capture true at Other:1 contradicts false at Testfile:1"},
+		{"linger", "hold 1s", "hold 1s\nlinger 1h", "linger 1h0m0s at Other:1 contradicts 0s at Testfile:1"},
+		{"max_grants", "hold 1s", "hold 1s\nmax_grants 300000", "max_grants 300000 at Other:1 contradicts 262144 at Testfile:1"},
+		{"max_grants_client", "hold 1s", "hold 1s\nmax_grants_client 3000", "max_grants_client 3000 at Other:1 contradicts 16384 at Testfile:1"},
+		{"max_grants_name", "hold 1s", "hold 1s\nmax_grants_name 2000", "max_grants_name 2000 at Other:1 contradicts 1024 at Testfile:1"},
+		{"max_addresses_answer", "hold 1s", "hold 1s\nmax_addresses_answer 255", "max_addresses_answer 255 at Other:1 contradicts 256 at Testfile:1"},
+		{"ports, users and units are a block's own", "hold 1s", "hold 1s\nports tcp/443\nusers 0\nunits a.service", ""},
 		{"margin", "30s", "31s", "margin 31s at Other:1 contradicts 30s at Testfile:1"},
 		{"floor", "60s", "61s", "ttl 1m1s 24h0m0s at Other:1 contradicts 1m0s 24h0m0s at Testfile:1"},
 		{"ceiling", "24h", "25h", "ttl 1m0s 25h0m0s at Other:1 contradicts 1m0s 24h0m0s at Testfile:1"},
@@ -356,6 +461,8 @@ func FuzzConfig(f *testing.F) {
 		"ipdestinationguard nft-local fe80::1%eth0",
 		"ipdestinationguard nft-local\nipdestinationguard",
 		"ipdestinationguard {\nprivate ** 10.0.0.0/8 ::1\nprivate a.test\ncanary off\n}",
+		"ipdestinationguard {\nmode nft-both\nscope application uid\nshared_resolver 1 a.service\nupstream 192.0.2.1 [::1]:53\ncapture\nmax_grants 5\nlinger 1s\n}",
+		"ipdestinationguard {\nports tcp/1-65535 udp/5\nusers 0\nunits /a/b\n}",
 	} {
 		f.Add(text)
 	}

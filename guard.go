@@ -3,8 +3,8 @@ package ipdestinationguard
 import (
 	"context"
 	"fmt"
+	"hash/maphash"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,13 +23,22 @@ type guard struct {
 	inForce  *backend.InForce
 	backend  backend.Backend
 	now      func() time.Time
-	watch    func() (surroundings, error)
+	host     host
 	settings atomic.Pointer[settings]
-	own      func(netip.Addr) bool // whether an address is this machine's; nil is never
+	onLink   atomic.Pointer[[]netip.Prefix] // networks of this machine's own wires
+	seed     maphash.Seed                   // of names
 
-	arming sync.Mutex
-	around surroundings // from when it is armed first
-	onLink atomic.Pointer[[]netip.Prefix]
+	arming    sync.Mutex
+	rules     backend.Rules // in force
+	classes   []string      // by number, in words; the first is any
+	units     units         // nil unless the Corefile names some
+	unitPaths []string
+
+	// What the machine is asked with: around from when it is armed first, askers
+	// from when it is armed with a scope of applications first.
+	around surroundings
+	own    func(netip.Addr) bool // whether an address is this machine's; nil is never
+	askers askers
 
 	up        chan struct{} // closed when it is armed first
 	enforcing atomic.Bool   // the rules stand in the kernel
@@ -42,11 +51,13 @@ type guard struct {
 }
 
 // newGuard makes a guard that grants nothing before it is armed.
-func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backend, watch func() (surroundings, error), now func() time.Time) *guard {
+func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backend, host host, now func() time.Time) *guard {
 	g := &guard{
 		inForce:  expiry.NewTable[backend.Key](now()),
 		now:      now,
-		watch:    watch,
+		host:     host,
+		seed:     maphash.MakeSeed(),
+		classes:  []string{""},
 		up:       make(chan struct{}),
 		failures: rate.Sometimes{First: 1, Interval: logInterval},
 		repairs:  rate.Sometimes{First: 1, Interval: logInterval},
@@ -55,49 +66,6 @@ func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backen
 	g.settings.Store(&defaultSettings)
 	g.backend = newBackend(g.inForce, (*observer)(g))
 	return g
-}
-
-// arm puts the settings in force.
-func (g *guard) arm(s *settings) (err error) {
-	g.arming.Lock()
-	defer g.arming.Unlock()
-	if g.around == nil {
-		if g.around, err = g.watch(); err != nil {
-			return fmt.Errorf("the machine's addresses cannot be known: %w", err)
-		}
-		g.own = g.around.Own
-		go g.follow(g.around)
-	}
-	var onLink []netip.Prefix
-	if s.gateway() { // also with scope any, where clients' grants from before go on
-		onLink = g.around.OnLink()
-	}
-	if err := g.backend.Open(s.rules(onLink)); err != nil {
-		return err
-	}
-	g.onLink.Store(&onLink)
-	if g.settings.Swap(s) == &defaultSettings {
-		close(g.up)
-	}
-	return nil
-}
-
-// follow keeps the rules up to date when the machine's networks change.
-func (g *guard) follow(around surroundings) {
-	for range around.Changed() {
-		g.arming.Lock()
-		s, onLink := g.settings.Load(), around.OnLink()
-		if g.onLink.Load() != nil && s.gateway() && !slices.Equal(onLink, *g.onLink.Load()) {
-			if err := g.backend.Open(s.rules(onLink)); err == nil {
-				g.onLink.Store(&onLink)
-			} else if err != backend.ErrClosed {
-				g.failures.Do(func() {
-					log.Errorf("Clients on a changed network are not known by their Ethernet addresses: %v", err)
-				})
-			}
-		}
-		g.arming.Unlock()
-	}
 }
 
 // await returns once the guard is armed: before, nobody knows whose grants an
@@ -130,15 +98,23 @@ func (g *guard) close() error {
 		g.removed.Store(true)
 	}
 	g.closed.Store(true) // before nobody knows any more who asks
+	g.arming.Lock()
+	defer g.arming.Unlock()
 	if g.around != nil {
 		g.around.Close()
+	}
+	if g.askers != nil {
+		g.askers.Close()
+	}
+	if g.units != nil {
+		g.units.Close()
 	}
 	return err
 }
 
 // permit returns when every target may be reached, at least as long as the
 // client may use it, or says why not.
-func (g *guard) permit(ctx context.Context, scope backend.Scope, targets []target) error {
+func (g *guard) permit(ctx context.Context, scope backend.Scope, name string, targets []target) error {
 	if len(targets) == 0 {
 		return nil
 	}
@@ -148,7 +124,7 @@ func (g *guard) permit(ctx context.Context, scope backend.Scope, targets []targe
 	lease, now := &g.settings.Load().lease, g.now()
 	for i := range targets {
 		if !g.inForce.Covers(targets[i].key, now.Add(lease.Need(targets[i].ttl))) {
-			return g.hold(ctx, targets[i:], now)
+			return g.hold(ctx, name, targets[i:], now)
 		}
 	}
 	answersPassed.Inc()
@@ -157,15 +133,18 @@ func (g *guard) permit(ctx context.Context, scope backend.Scope, targets []targe
 
 // hold asks for the grants that are missing, that of the first target surely, and
 // waits until they are in force.
-func (g *guard) hold(ctx context.Context, targets []target, now time.Time) error {
+func (g *guard) hold(ctx context.Context, name string, targets []target, now time.Time) error {
 	if g.removed.Load() {
 		return nil
 	}
 	s := g.settings.Load()
+	hash := maphash.String(g.seed, strings.ToLower(name)) | 1 // never 0, which is none
 	grants := make([]backend.Grant, 0, len(targets))
 	for i, t := range targets {
 		if i == 0 || !g.inForce.Covers(t.key, now.Add(s.lease.Need(t.ttl))) {
-			grants = append(grants, t.key.Grant(now.Add(s.lease.Life(t.ttl))))
+			grant := t.key.Grant(now.Add(s.lease.Life(t.ttl)))
+			grant.Name = hash
+			grants = append(grants, grant)
 		}
 	}
 	err := g.backend.Grant(ctx, grants, s.hold)
@@ -189,8 +168,12 @@ func (g *guard) stripped(q dns.Question, s *stripping) {
 	g.strips.Do(func() {
 		// The name is as miekg/dns writes it: all but printable ASCII is escaped.
 		name := strings.TrimSuffix(q.Name, ".")
-		log.Warningf("Stripped %v from the answer for %s: %s. If that name is yours and may have it, its server block needs the line: private %s %v",
-			s.first, name, s.why.Why, name, s.first)
+		advice := fmt.Sprintf("private %s %v", name, s.first)
+		if s.why == surplus {
+			advice = "max_addresses_answer N"
+		}
+		log.Warningf("Stripped %v from the answer for %s: %s. If that name is yours and may have it, the directive needs the line: %s",
+			s.first, name, s.why.Why, advice)
 	})
 }
 

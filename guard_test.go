@@ -19,6 +19,7 @@ import (
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/backend/fake"
+	"github.com/destination-guard/coredns-ip-destination-guard/identity"
 )
 
 // clock is a time that only the test moves.
@@ -27,7 +28,7 @@ type clock struct{ passed atomic.Int64 }
 func (c *clock) now() time.Time          { return time.Unix(1e9, c.passed.Load()) }
 func (c *clock) advance(d time.Duration) { c.passed.Add(int64(d)) }
 
-var machine = backend.Scope{Holder: backend.Machine}
+var thisMachine = backend.Scope{Holder: backend.Machine}
 
 // network is the surroundings of a guard in tests.
 type network struct {
@@ -41,9 +42,71 @@ func (n *network) OnLink() []netip.Prefix {
 	return []netip.Prefix{netip.MustParsePrefix("192.168.0.0/24"), netip.MustParsePrefix("fd00::/64")}
 }
 func (n *network) Changed() <-chan struct{} { return nil }
-func (n *network) Find(a netip.Addr) (hw [6]byte, ok bool) {
+func (n *network) Find(a netip.Addr) (index uint32, hw [6]byte, ok bool) {
 	hw, ok = n.links[a]
-	return hw, ok
+	return 3, hw, ok
+}
+
+// programList is who asks from which address, in tests.
+type programList map[netip.AddrPort]program
+
+type program struct {
+	identity.Asker
+	unit string
+}
+
+func (l programList) Find(_ string, client, _ netip.AddrPort) (identity.Asker, error) {
+	if p, ok := l[client]; ok {
+		return p.Asker, nil
+	}
+	return identity.Asker{}, identity.ErrGone
+}
+
+func (l programList) Unit(cgroup uint64) (backend.Cgroup, error) {
+	for _, p := range l {
+		if p.Cgroup == cgroup && p.unit != "" {
+			return backend.Cgroup{Path: p.unit, ID: cgroup, Level: len(strings.FieldsFunc(p.unit, func(r rune) bool { return r == '/' }))}, nil
+		}
+	}
+	return backend.Cgroup{}, identity.ErrUnsupported
+}
+
+func (l programList) Close() {}
+
+// unitList are cgroups that a test makes and removes.
+type unitList struct {
+	changed chan struct{}
+	paths   []string
+
+	mu     sync.Mutex
+	ids    map[string]uint64
+	closed bool
+}
+
+func (l *unitList) List() (list []backend.Cgroup) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, path := range l.paths {
+		list = append(list, backend.Cgroup{Path: path, ID: l.ids[path], Level: strings.Count(path, "/")})
+	}
+	return list
+}
+
+func (l *unitList) Changed() <-chan struct{} { return l.changed }
+
+func (l *unitList) Close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	close(l.changed)
+}
+
+// have makes a cgroup, or removes it.
+func (l *unitList) have(path string, id uint64) {
+	l.mu.Lock()
+	l.ids = map[string]uint64{path: id}
+	l.mu.Unlock()
+	l.changed <- struct{}{}
 }
 
 // rig is a guard on the fake backend.
@@ -51,9 +114,11 @@ type rig struct {
 	*testing.T
 	clock
 	*guard
-	network network
-	policy  *policy
-	kernel  *fake.Backend
+	network  network
+	programs programList
+	units    *unitList
+	policy   *policy
+	kernel   *fake.Backend
 }
 
 // examples lets every name have the addresses that tests and documentation use.
@@ -64,11 +129,18 @@ var examples = rule{mustNames("**"), []netip.Prefix{
 // newRig arms a guard with what the directive says.
 func newRig(t *testing.T, directive string) *rig {
 	t.Helper()
-	r := &rig{T: t}
+	r := &rig{T: t, programs: programList{}}
 	r.guard = newGuard(func(inForce *backend.InForce, events backend.Observer) backend.Backend {
 		r.kernel = fake.New(inForce, events, r.clock.now)
 		return r.kernel
-	}, func() (surroundings, error) { return &r.network, nil }, r.clock.now)
+	}, host{
+		watch:  func() (surroundings, error) { return &r.network, nil },
+		askers: func() (askers, error) { return r.programs, nil },
+		units: func(paths []string) (units, error) {
+			r.units = &unitList{changed: make(chan struct{}), paths: paths}
+			return r.units, nil
+		},
+	}, r.clock.now)
 	r.arm(directive)
 	return r
 }
@@ -76,6 +148,12 @@ func newRig(t *testing.T, directive string) *rig {
 func (r *rig) arm(directive string) {
 	r.Helper()
 	s, p, err := parse(caddy.NewTestController("dns", directive))
+	if err == nil {
+		p.class, err = r.guard.class(p.predicates)
+		if p.class != 0 {
+			s.found.classes = map[backend.Class]backend.Predicates{p.class: p.predicates}
+		}
+	}
 	if err == nil {
 		err = r.guard.arm(s)
 	}
@@ -86,6 +164,15 @@ func (r *rig) arm(directive string) {
 	r.policy = p
 }
 
+func (r *rig) policyOf(directive string) *policy {
+	r.Helper()
+	_, p, err := parse(caddy.NewTestController("dns", directive))
+	if err != nil {
+		r.Fatal(err)
+	}
+	return p
+}
+
 // permit is guard.permit for the addresses of an answer.
 func (r *rig) permit(question_, answer string) error {
 	r.Helper()
@@ -93,7 +180,7 @@ func (r *rig) permit(question_, answer string) error {
 	if err != nil {
 		r.Fatal(err)
 	}
-	return r.guard.permit(r.Context(), machine, targets)
+	return r.guard.permit(r.Context(), thisMachine, "a.test.", targets)
 }
 
 func (r *rig) permitted(ttl int) {
@@ -260,7 +347,7 @@ func TestStalled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	targets, _ := readAnswer(question(t, "a.test. A"), &dns.Msg{Answer: records(t, "a.test. 300 A 192.0.2.1")}, nil)
-	if err := r.guard.permit(ctx, machine, targets); !errors.Is(err, context.Canceled) {
+	if err := r.guard.permit(ctx, thisMachine, "a.test.", targets); !errors.Is(err, context.Canceled) {
 		t.Errorf("nobody waits any more: %v", err)
 	}
 	release()
@@ -330,7 +417,7 @@ func TestReadyOnlyWhileEnforcing(t *testing.T) {
 	h := &Handler{guard: r.guard}
 	unarmed := &Handler{guard: newGuard(func(f *backend.InForce, o backend.Observer) backend.Backend {
 		return fake.New(f, o, r.clock.now)
-	}, nil, r.clock.now)}
+	}, host{}, r.clock.now)}
 	if unarmed.Ready() || !h.Ready() {
 		t.Error("ready before it is armed, or not afterwards")
 	}
@@ -394,7 +481,7 @@ func TestConcurrently(t *testing.T) {
 				}}}
 				targets, _ := readAnswer(q, m, nil)
 				now := r.clock.now()
-				if err := r.guard.permit(t.Context(), machine, targets); err != nil {
+				if err := r.guard.permit(t.Context(), thisMachine, "a.test.", targets); err != nil {
 					t.Error(err)
 				}
 				// The clock may have moved on by now, even past the margin.

@@ -12,6 +12,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
 )
 
 // benchFirewall is a backend that says yes at once.
@@ -23,7 +24,7 @@ type benchFirewall struct {
 func (f benchFirewall) Open(backend.Rules) error { return nil }
 func (f benchFirewall) Grant(_ context.Context, grants []backend.Grant, _ time.Duration) error {
 	for _, g := range grants {
-		f.inForce.Set(g.Key(), g.Until)
+		f.inForce.Set(g.Key(), g.Until, expiry.Accounts{})
 	}
 	return nil
 }
@@ -37,11 +38,11 @@ func (benchWriter) RemoteAddr() net.Addr    { return benchClient }
 var benchClient = &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1000}
 
 // alone is a machine without addresses and neighbours.
-func alone() (surroundings, error) { return &network{}, nil }
+var alone = host{watch: func() (surroundings, error) { return &network{}, nil }}
 
 func benchArm(g *guard) {
 	s := defaultSettings
-	s.mode, s.scope = modeLocal, scopeAny
+	s.mode, s.scope, s.limits = modeLocal, scopeAny, defaultLimits
 	if err := g.arm(&s); err != nil {
 		panic(err)
 	}
@@ -166,7 +167,7 @@ func BenchmarkClean(b *testing.B) {
 	} {
 		b.Run(bm.name, func(b *testing.B) {
 			question, answer := benchMessages(b, bm.records...)
-			s := settings{mode: modeLocal, allowed: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
+			s := settings{mode: modeLocal, limits: defaultLimits, allowed: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
 			if bm.private != nil {
 				s.allowed = nil
 			}

@@ -3,6 +3,7 @@ package ipdestinationguard
 import (
 	"regexp"
 	"slices"
+	"strconv"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
@@ -12,6 +13,7 @@ type option struct {
 	read       func(*parser, []string) error
 	repeatable bool
 	perBlock   bool // each server block has it for itself
+	bare       bool // it takes no value
 }
 
 var options = map[string]option{
@@ -27,10 +29,32 @@ var options = map[string]option{
 	"allowedGatewayIPs": {repeatable: true, read: func(p *parser, args []string) error { return p.addPrefixes(&p.allowedGateway, args) }},
 	"interfaces":        {repeatable: true, read: (*parser).addInterfaces},
 	"scope": {read: func(p *parser, args []string) (err error) {
+		if len(args) == 2 && args[0] == scopeApplication && args[1] == "uid" {
+			args, p.byUser = args[:1], true
+		}
 		p.scope, err = p.oneOf("scope", args,
-			"any (an answer opens its addresses to all that is guarded) or client (only to whoever asked)", scopeAny, scopeClient)
+			"any (an answer opens its addresses to all that is guarded), client (only to the machine that asked), or application (only to the unit or container that asked; application uid: to the user)",
+			scopeAny, scopeClient, scopeApplication)
 		return err
 	}},
+	"shared_resolver": {repeatable: true, read: (*parser).addShared},
+	"upstream":        {repeatable: true, read: (*parser).addUpstreams},
+	"capture":         {bare: true, read: func(p *parser, _ []string) error { p.settings.capture = true; return nil }},
+	"linger": {read: func(p *parser, args []string) (err error) {
+		text, err := p.only("linger", args)
+		if err != nil {
+			return err
+		}
+		p.settings.linger, err = p.duration("linger", text)
+		return err
+	}},
+	"max_grants":           limit("max_grants", 1<<24, func(l *limits) *int { return &l.grants }),
+	"max_grants_client":    limit("max_grants_client", 1<<24, func(l *limits) *int { return &l.client }),
+	"max_grants_name":      limit("max_grants_name", 1<<24, func(l *limits) *int { return &l.name }),
+	"max_addresses_answer": limit("max_addresses_answer", maxTargets, func(l *limits) *int { return &l.answer }),
+	"ports":                {repeatable: true, perBlock: true, read: (*parser).addPorts},
+	"users":                {repeatable: true, perBlock: true, read: (*parser).addUsers},
+	"units":                {repeatable: true, perBlock: true, read: (*parser).addUnits},
 	"dns_ports": {read: func(p *parser, args []string) error {
 		ports, err := p.oneOf("dns_ports", args, "closed (grants do not open ports 53 and 853) or open", "closed", "open")
 		p.dnsPorts = ports == "open"
@@ -87,6 +111,22 @@ var options = map[string]option{
 		p.policy.canary = canary == "on"
 		return err
 	}},
+}
+
+// limit is an option that sets one of the limits.
+func limit(name string, most int, of func(*limits) *int) option {
+	return option{read: func(p *parser, args []string) error {
+		text, err := p.only(name, args)
+		if err != nil {
+			return err
+		}
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 || n > most {
+			return p.Errf("%s %q is not a number between 1 and %d", name, text, most)
+		}
+		*of(&p.limits) = n
+		return nil
+	}}
 }
 
 // What nft can read back, and the kernel keep (NFT_TABLE_MAXNAMELEN).

@@ -39,6 +39,9 @@ func parse(c *caddy.Controller) (*settings, *policy, error) {
 	if err := read.settleScope(); err != nil {
 		return nil, nil, err
 	}
+	if err := read.settleLimits(); err != nil {
+		return nil, nil, err
+	}
 	read.warnUnused()
 	return &read.settings, &read.policy, nil
 }
@@ -86,8 +89,11 @@ func (p *parser) directive() error {
 		}
 		p.seen[name] = true
 		args := p.RemainingArgs()
-		if len(args) == 0 {
+		switch {
+		case len(args) == 0 && !option.bare:
 			return p.Errf("%s needs a value", name)
+		case len(args) > 0 && option.bare:
+			return p.Errf("%s takes no value, not %q", name, strings.Join(args, " "))
 		}
 		if err := option.read(p, args); err != nil {
 			return err
@@ -133,6 +139,35 @@ func (p *parser) settleScope() error {
 		p.scope = scopeAny
 	case p.scope == scopeClient && !p.gateway():
 		return p.Errf("scope client is for the clients of a gateway: in mode %s there are none (leave it out)", p.mode)
+	case p.scope == scopeApplication && !p.local():
+		return p.Errf("scope application is for programs of this machine: in mode %s they are not guarded (write client)", p.mode)
+	}
+	return nil
+}
+
+// settleLimits fills in those that are not given: the default, or less where a limit
+// for more leaves no room for it.
+func (p *parser) settleLimits() error {
+	l, room, of := &p.limits, 0, ""
+	for _, limit := range []struct {
+		option string
+		value  *int
+		preset int
+	}{
+		{"max_grants", &l.grants, defaultLimits.grants},
+		{"max_grants_client", &l.client, defaultLimits.client},
+		{"max_grants_name", &l.name, defaultLimits.name},
+		{"max_addresses_answer", &l.answer, defaultLimits.answer},
+	} {
+		if *limit.value == 0 {
+			if *limit.value = limit.preset; of != "" {
+				*limit.value = min(limit.preset, room)
+			}
+		}
+		if of != "" && *limit.value > room {
+			return p.Errf("%s %d is more than %s %d leaves room for", limit.option, *limit.value, of, room)
+		}
+		room, of = *limit.value, limit.option
 	}
 	return nil
 }
@@ -143,13 +178,26 @@ func (p *parser) warn(format string, args ...any) {
 
 // warnUnused tells of lists that the mode has no chain for.
 func (p *parser) warnUnused() {
-	unused := func(list bool, option string) {
-		if list {
-			p.policy.warnings = append(p.policy.warnings, fmt.Sprintf("%s: %s has no effect in mode %s", p.settings.place, option, p.mode))
+	tell := func(text string) {
+		p.policy.warnings = append(p.policy.warnings, p.settings.place+": "+text)
+	}
+	unused := func(given bool, option string) {
+		if given {
+			tell(option + " has no effect in mode " + p.mode)
 		}
 	}
 	unused(!p.local() && len(p.allowedLocal) > 0, "allowedLocalIPs")
 	unused(!p.gateway() && len(p.allowedGateway) > 0, "allowedGatewayIPs")
 	unused(!p.gateway() && len(p.interfaces) > 0, "interfaces")
-	unused(p.scope == scopeAny && len(p.forwarders) > 0, "trusted_forwarder")
+	unused(!p.local() && len(p.upstreams) > 0, "upstream")
+	unused(!p.gateway() && p.settings.capture, "capture")
+	if (p.scope == scopeAny || !p.gateway()) && len(p.forwarders) > 0 {
+		tell("trusted_forwarder has no effect: all clients are one")
+	}
+	if p.scope != scopeApplication && !p.shared.empty() {
+		tell("shared_resolver has no effect without scope application")
+	}
+	if p.settings.capture && p.gateway() && len(p.interfaces) == 0 {
+		tell("capture without interfaces also takes DNS that comes from outside: name the interfaces of your clients")
+	}
 }

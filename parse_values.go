@@ -91,6 +91,27 @@ func parsePrefix(text string) (netip.Prefix, error) {
 	return netip.PrefixFrom(addr, bits), nil
 }
 
+// addUpstreams reads addresses, with or without a port.
+func (p *parser) addUpstreams(texts []string) error {
+	for _, text := range texts {
+		ap, err := netip.ParseAddrPort(text)
+		if err != nil {
+			addr, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(text, "["), "]"))
+			if err != nil {
+				return p.Errf("upstream %q is not an address, or one with a port: 192.0.2.53, 192.0.2.53:853, [2001:db8::53]:853", text)
+			}
+			ap = netip.AddrPortFrom(addr, 0)
+		} else if ap.Port() == 0 {
+			return p.Errf("upstream %q: there is no port 0", text)
+		}
+		if ap.Addr().Zone() != "" {
+			return p.Errf("upstream %q has a zone: leave %%%s out", text, ap.Addr().Zone())
+		}
+		p.upstreams = append(p.upstreams, netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()))
+	}
+	return nil
+}
+
 // addInterfaces takes what the kernel takes as a name (dev_valid_name), and no
 // wildcards.
 func (p *parser) addInterfaces(names []string) error {

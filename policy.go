@@ -1,8 +1,12 @@
 package ipdestinationguard
 
 import (
+	"iter"
+	"math"
 	"net/netip"
 	"slices"
+
+	"github.com/miekg/dns"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/names"
@@ -16,6 +20,9 @@ type policy struct {
 	refuseOthers  bool     // or else the answers for others pass, and open nothing
 	private       []rule
 	canary        bool // browsers are told to stay with this resolver
+
+	predicates backend.Predicates // of the packets that the answers are for
+	class      backend.Class      // the number that they have
 
 	place    string   // file:line of the directive
 	warnings []string // each with its place
@@ -101,6 +108,9 @@ var ownAddress = &reach.Block{Kind: reach.Loopback, Why: "an address of this mac
 // unreachable are addresses that no grant of the client's could open.
 var unreachable = &reach.Block{Kind: reach.Special, Why: "the client is known only by an address that cannot reach it, of the other IP version or link-local"}
 
+// surplus are addresses behind the first so many of an answer.
+var surplus = &reach.Block{Kind: reach.Special, Why: "one more than max_addresses_answer"}
+
 // A filter finds the addresses that may not stand in an answer.
 type filter struct {
 	*policy
@@ -108,6 +118,32 @@ type filter struct {
 	own   func(netip.Addr) bool // nil is none
 	scope backend.Scope         // whose grants are made
 	name  string                // what was asked for: no other name in the answer counts
+	room  int                   // for addresses in the section that is looked at
+}
+
+// sections yields those of m, each with the room that it has: clients are told only
+// as many addresses as may be opened.
+func (f *filter) sections(m *dns.Msg) iter.Seq[*[]dns.RR] {
+	return func(yield func(*[]dns.RR) bool) {
+		f.room = f.limits.answer
+		if !yield(&m.Answer) {
+			return
+		}
+		f.room = math.MaxInt
+		_ = yield(&m.Ns) && yield(&m.Extra)
+	}
+}
+
+// take returns why the client may not have one more address, or nil.
+func (f *filter) take(addr netip.Addr) *reach.Block {
+	why := f.withheld(addr)
+	if why == nil {
+		if f.room == 0 {
+			return surplus
+		}
+		f.room--
+	}
+	return why
 }
 
 // withheld returns why addr may not be had, or nil.

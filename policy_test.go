@@ -17,7 +17,7 @@ func newFilter(t testing.TB, directive, name string) *filter {
 		t.Fatal(err)
 	}
 	if s == nil {
-		s = &defaultSettings
+		s = &settings{limits: defaultLimits}
 	}
 	return &filter{policy: p, settings: s, name: name}
 }

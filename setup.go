@@ -44,10 +44,18 @@ var newBackend = func(inForce *backend.InForce, events backend.Observer) backend
 	return nft.New(inForce, events)
 }
 
-// watchSurroundings begins to follow the kernel's tables.
-var watchSurroundings = func() (surroundings, error) {
-	return identity.Watch(func(err error) { log.Errorf("Following addresses and neighbours: %v", err) })
+// thisHost is the machine that CoreDNS runs on.
+var thisHost = host{
+	watch: func() (surroundings, error) {
+		return identity.Watch(func(err error) { log.Errorf("Following addresses and neighbours: %v", err) })
+	},
+	askers: func() (askers, error) { return identity.NewAskers() },
+	units:  func(paths []string) (units, error) { return identity.FollowUnits(paths) },
 }
+
+// self is this process as it was first asked for: at a reload, the program that brings it
+// about may be in the same cgroup for a moment.
+var self = sync.OnceValues(identity.Self)
 
 // process holds the guard that runs, if one does.
 var process struct {
@@ -61,7 +69,7 @@ func engine() *guard {
 	process.Lock()
 	defer process.Unlock()
 	if process.guard == nil {
-		process.guard = newGuard(newBackend, watchSurroundings, time.Now)
+		process.guard = newGuard(newBackend, thisHost, time.Now)
 	}
 	return process.guard
 }
@@ -78,6 +86,9 @@ type generation struct {
 	settings *settings
 	joined   string   // the place of the first block without settings
 	warnings []string // of all blocks
+	classes  map[backend.Class]backend.Predicates
+	programs string              // the place of the first block with users or units
+	blocks   []*dnsserver.Config // that have the directive
 }
 
 type generationKey struct{}
@@ -90,7 +101,7 @@ func setup(c *caddy.Controller) error {
 	}
 	gen, _ := c.Get(generationKey{}).(*generation)
 	if gen == nil {
-		gen = &generation{}
+		gen = &generation{classes: map[backend.Class]backend.Predicates{}}
 		c.Set(generationKey{}, gen)
 		_ = hear()
 		c.OnRestart(hear)
@@ -100,6 +111,7 @@ func setup(c *caddy.Controller) error {
 	if err := gen.add(s, p); err != nil {
 		return plugin.Error(name, err)
 	}
+	gen.blocks = append(gen.blocks, dnsserver.GetConfig(c))
 	c.OnStartup(p.open)
 	c.OnShutdown(p.close)
 	dnsserver.GetConfig(c).AddPlugin(func(next plugin.Handler) plugin.Handler {
@@ -109,8 +121,17 @@ func setup(c *caddy.Controller) error {
 }
 
 // add takes what one server block says.
-func (gen *generation) add(s *settings, p *policy) error {
+func (gen *generation) add(s *settings, p *policy) (err error) {
 	gen.warnings = append(gen.warnings, p.warnings...)
+	if p.class, err = engine().class(p.predicates); err != nil {
+		return fmt.Errorf("%s: %w", p.place, err)
+	}
+	if p.class != 0 {
+		gen.classes[p.class] = p.predicates
+	}
+	if p.predicates.Local() && gen.programs == "" {
+		gen.programs = p.place
+	}
 	switch {
 	case s == nil:
 		if gen.joined == "" {
@@ -138,14 +159,23 @@ func (gen *generation) check() error {
 	for _, w := range gen.warnings {
 		log.Warning(w)
 	}
-	if s.local() && len(s.allowed)+len(s.allowedLocal) == 0 {
-		log.Warningf("%s: nothing is allowed to this machine without DNS: if forward asks other machines, put their addresses into allowedLocalIPs, or nothing resolves", s.place)
+	if err := gen.find(); err != nil {
+		return plugin.Error(name, err)
 	}
 	g := engine()
 	if g.armed() && g.settings.Load().table != s.table {
 		return plugin.Error(name, fmt.Errorf("%s: the table cannot be renamed from %q to %q by a reload: restart CoreDNS", s.place, g.settings.Load().table, s.table))
 	}
-	err := g.backend.Check(s.rules(nil))
+	err := g.backend.Check(s.rules(&machine{}))
+	if self := &s.found.self; err != nil && self.Cgroup.ID != 0 {
+		cgroup := self.Cgroup
+		if self.Cgroup = (backend.Cgroup{}); g.backend.Check(s.rules(&machine{})) == nil {
+			log.Warningf("%s: upstream is open to every program of CoreDNS's user: %v", s.place, err)
+			err = nil
+		} else {
+			self.Cgroup = cgroup
+		}
+	}
 	if permission := (*backend.PermissionError)(nil); errors.As(err, &permission) {
 		return plugin.Error(name, fmt.Errorf("%s: the firewall cannot be set up: %w: run CoreDNS as root, or as deployment/ipdestinationguard-coredns.service does; in a container with --cap-add NET_ADMIN", s.place, err))
 	}
@@ -153,6 +183,43 @@ func (gen *generation) check() error {
 		return plugin.Error(name, fmt.Errorf("%s: the firewall cannot be set up: %w", s.place, err))
 	}
 	return nil
+}
+
+// find fills in what the directive itself does not say.
+func (gen *generation) find() (err error) {
+	s := gen.settings
+	s.found.classes = gen.classes
+	if s.local() {
+		to := destinations(gen.corefile())
+		s.found.upstream = s.upstream(to)
+		if len(s.found.upstream) > 0 {
+			if s.found.self, err = self(); err != nil {
+				log.Warningf("CoreDNS is told from other programs by its user only: %v", err)
+			}
+		}
+		s.warnUpstream(to, log.Warningf)
+	} else if gen.programs != "" {
+		return fmt.Errorf("%s: users and units are for programs of this machine: in mode %s they are not guarded", gen.programs, s.mode)
+	}
+	if s.capture && s.gateway() {
+		if s.found.capture, err = capturePort(gen.blocks); err != nil {
+			return fmt.Errorf("%s: %w", s.place, err)
+		}
+	}
+	return nil
+}
+
+// corefile returns what is being started.
+func (gen *generation) corefile() caddy.Input {
+	for _, instance := range caddy.Instances() {
+		instance.StorageMu.RLock()
+		ours := instance.Storage[generationKey{}] == gen
+		instance.StorageMu.RUnlock()
+		if ours {
+			return instance.Caddyfile()
+		}
+	}
+	return caddy.CaddyfileInput{}
 }
 
 // started puts the rules of a Corefile in force, at the first start and after

@@ -14,8 +14,8 @@ import (
 // clean reports whether no address in m is withheld, whatever its record is for:
 // clients may use all that they are told.
 func (f *filter) clean(m *dns.Msg) bool {
-	for _, section := range [...][]dns.RR{m.Answer, m.Ns, m.Extra} {
-		for _, rr := range section {
+	for section := range f.sections(m) {
+		for _, rr := range *section {
 			if !f.cleanRecord(rr) {
 				return false
 			}
@@ -51,7 +51,7 @@ func (f *filter) cleanHints(rr *dns.SVCB) bool {
 func (f *filter) may(ip net.IP) bool {
 	addr, ok := netip.AddrFromSlice(ip)
 	addr = addr.Unmap()
-	return !ok || f.withheld(addr) == nil
+	return !ok || f.take(addr) == nil
 }
 
 func hintsOf(v dns.SVCBKeyValue) []net.IP {
@@ -81,6 +81,8 @@ func stripReason(b *reach.Block) string {
 		return "own"
 	case b == unreachable:
 		return "ip_version"
+	case b == surplus:
+		return "too_many"
 	case b.Kind == reach.Metadata:
 		return "metadata"
 	case b.Kind == reach.Loopback:
@@ -100,10 +102,10 @@ type recordSet struct {
 func (f *filter) strip(q dns.Question, m *dns.Msg) (*dns.Msg, *stripping) {
 	s := &stripping{filter: *f, counts: map[*reach.Block]int{}, sets: map[recordSet]bool{}}
 	out := *m
-	for _, section := range [...]*[]dns.RR{&out.Answer, &out.Ns, &out.Extra} {
+	for section := range s.sections(&out) {
 		*section = s.records(*section)
 	}
-	for _, section := range [...]*[]dns.RR{&out.Answer, &out.Ns, &out.Extra} {
+	for section := range s.sections(&out) {
 		*section = without(*section, s.signs)
 	}
 	out.AuthenticatedData = false
@@ -202,7 +204,7 @@ func (s *stripping) addresses(ips []net.IP) (left []net.IP) {
 		addr = addr.Unmap()
 		why := (*reach.Block)(nil)
 		if ok {
-			why = s.withheld(addr)
+			why = s.take(addr)
 		}
 		switch {
 		case why == nil:

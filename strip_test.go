@@ -375,7 +375,7 @@ func TestStrippedIsLogged(t *testing.T) {
 		})
 	}
 	const want = `Stripped 10.0.0.1 from the answer for a\010\'\ \255: private-use (RFC 1918). ` +
-		`If that name is yours and may have it, its server block needs the line: private a\010\'\ \255 10.0.0.1` + "\n"
+		`If that name is yours and may have it, the directive needs the line: private a\010\'\ \255 10.0.0.1` + "\n"
 	if got := lines.String(); strings.Count(got, "\n") != 1 || !strings.HasSuffix(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}

@@ -70,20 +70,26 @@ func (q *query) permitted(m *dns.Msg) (*dns.Msg, error) {
 	if err := g.await(q.Context); err != nil {
 		return nil, err
 	}
-	scope := g.scope(q.RemoteAddr(), q.request)
+	scope, err := g.scope(q, q.request, q.handler.policy)
+	if err != nil {
+		return nil, err
+	}
 	m = q.strip(m, scope)
+	if scope.Holder == nobody.Holder {
+		return m, nil
+	}
 	var few [8]target
 	targets, err := readAnswer(q.question, m, few[:0])
 	if err != nil {
 		return nil, err
 	}
-	return m, g.permit(q.Context, scope, targets)
+	return m, g.permit(q.Context, scope, q.question.Name, targets)
 }
 
 // strip returns what somebody may know of m: mostly m.
 func (q *query) strip(m *dns.Msg, scope backend.Scope) *dns.Msg {
 	g := q.handler.guard
-	f := filter{q.handler.policy, g.settings.Load(), g.own, scope, q.question.Name}
+	f := filter{policy: q.handler.policy, settings: g.settings.Load(), own: g.own, scope: scope, name: q.question.Name}
 	if f.clean(m) {
 		return m
 	}

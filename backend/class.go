@@ -42,11 +42,17 @@ type Ports struct {
 	First, Last uint16
 }
 
+// Protocols are the transport protocols that have ports, by their names in the
+// Corefile.
+var Protocols = map[string]uint8{"tcp": 6, "udp": 17, "dccp": 33, "sctp": 132, "udplite": 136}
+
 // String spells them as the Corefile does: tcp/443, udp/8000-8010.
 func (p Ports) String() string {
-	protocol, known := map[uint8]string{6: "tcp", 17: "udp"}[p.Protocol]
-	if !known {
-		protocol = fmt.Sprint(p.Protocol)
+	protocol := fmt.Sprint(p.Protocol)
+	for name, number := range Protocols {
+		if number == p.Protocol {
+			protocol = name
+		}
 	}
 	if p.First == p.Last {
 		return fmt.Sprintf("%s/%d", protocol, p.First)

@@ -30,6 +30,9 @@ const (
 	Holders // how many kinds there are
 )
 
+// Many reports whether such a holder is more than one client or application.
+func (h Holder) Many() bool { return h == Everyone || h == Machine }
+
 // UserScope is the scope of the user with this number.
 func UserScope(uid uint32) Scope {
 	s := Scope{Holder: User}
@@ -77,6 +80,9 @@ func (s Scope) CanReach(addr netip.Addr) bool {
 
 // String names the holder for people.
 func (s Scope) String() string {
+	if s.Class != 0 {
+		return fmt.Sprintf("%v (class %d)", Scope{Holder: s.Holder, ID: s.ID}, s.Class)
+	}
 	switch s.Holder {
 	case Everyone:
 		return "everyone"

@@ -4,83 +4,95 @@ import (
 	"encoding/binary"
 	"hash/maphash"
 	"net/netip"
-	"slices"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// Find is Link that asks the kernel: on a miss, since what it has just learned of a
-// new client may be on its way still, and on a hit, since anybody on any wire can
-// claim an address there, and the kernel's routes say which wire counts. What it says
-// is kept for a second, good or bad, so that it does not cost system calls with every
-// query; but only as long as the mirror still has what it said. Addresses that belong
-// to one interface, by a zone or as link-local ones, are Link's alone.
+// Find returns the Ethernet address of the neighbour with addr, and the index of the
+// interface that it is at: where the kernel would send what is for addr, as its routes
+// say, and nowhere else, since anybody on any wire can claim an address there. An
+// address with a zone (an interface's name or index) is looked for at that interface;
+// a link-local IPv6 address without one could be at any, and is not found. IPv4 mapped
+// into IPv6 is IPv4.
 //
-// The kernel is asked on which interface it would reach addr, and then for the
-// neighbour there: some 3 us, though on kernels before 2025 the second question waits
-// for the lock (RTNL) that changes of the network's configuration hold.
+// A neighbour is one that the kernel has resolved, be it a while ago (REACHABLE, STALE,
+// DELAY, PROBE), or was given (PERMANENT). One that it has forgotten (above gc_thresh1
+// entries, 128 by default, it does so a minute after it last heard of one) or not
+// resolved yet is not found; sending it anything makes the kernel resolve it. No
+// neighbour table is proof against who claims a neighbour's address on the same wire
+// (ARP and neighbour discovery are not authenticated), and who answers for others
+// (proxy ARP) lends them all one Ethernet address.
 //
-// A neighbour that the kernel has forgotten (above gc_thresh1 entries, 128 by
-// default, it does so a minute after it last heard of one) or not resolved yet is
-// not found; sending it anything makes the kernel resolve it.
-func (w *Watcher) Find(addr netip.Addr) (hw [6]byte, ok bool) {
+// The route is asked for, some 1 us, and what the kernel says is kept for a second,
+// good or bad. The neighbour is known from the mirror; only on a miss, since what the
+// kernel has just learned of a new client may be on its way still, it is asked for too.
+// (On kernels before 2025 that question waits for the lock, RTNL, that changes of the
+// network's configuration hold.)
+func (w *Watcher) Find(addr netip.Addr) (index uint32, hw [6]byte, ok bool) {
 	addr = addr.Unmap()
-	hw, n := w.link(addr)
 	switch {
-	case n != none && (addr.Zone() != "" || addr.IsLinkLocalUnicast()):
-		return hw, n == one
 	case !addr.IsValid() || addr.IsLoopback() || addr.IsUnspecified() || addr.IsMulticast():
-		return hw, false
+		return 0, hw, false
+	case addr.Zone() != "":
+		index, _ = w.index(addr.Zone())
+	case addr.Is4() || !addr.IsLinkLocalUnicast():
+		index = w.answer(spotOf(addr, 0)).index
 	}
-	var index uint32
-	if zone := addr.Zone(); zone != "" {
-		if index, ok = w.index(zone); !ok {
-			return hw, false
-		}
+	if index == 0 {
+		return 0, hw, false
 	}
-	q := question{keyOf(addr), index}
-	slot := w.answers.slot(q)
-	if a := slot.Load(); a != nil && a.question == q && w.answers.now().Before(a.until) && (n == none || a.ok && w.has(addr, a.hardware)) {
-		return a.hardware, a.ok
+	at := spotOf(addr, index)
+	if hw, ok = w.neighbours.get(at); ok {
+		return index, hw, true
 	}
-	hw, ok, err := w.ask(addr, index)
-	if err == nil {
-		slot.Store(&answer{q, w.answers.now().Add(answerLife), hw, ok})
-	}
-	return hw, ok
+	a := w.answer(at)
+	return index, a.hardware, a.ok
 }
 
-// has reports whether addr is a neighbour with hw, on whatever interface.
-func (w *Watcher) has(addr netip.Addr, hw hardware) bool {
-	return slices.ContainsFunc(w.neighbours.get(keyOf(addr)), func(it item[uint32, hardware]) bool { return it.value == hw })
+// answer returns what the kernel says to a question, or has said within a second: at
+// which interface an address is, if the spot has none, or else who has it there.
+func (w *Watcher) answer(q spot) answer {
+	slot := w.answers.slot(q)
+	now := w.answers.now()
+	if a := slot.Load(); a != nil && a.question == q && now.Before(a.until) {
+		return *a
+	}
+	r, err := w.pool.get()
+	if err != nil {
+		return answer{}
+	}
+	defer w.pool.put(r)
+	a, err := ask(r, q)
+	if err != nil {
+		return answer{}
+	}
+	a.until = now.Add(answerLife)
+	slot.Store(&a)
+	return a
 }
 
 // ask asks the kernel. An error means that it did not say.
-func (w *Watcher) ask(addr netip.Addr, index uint32) (hw hardware, ok bool, err error) {
-	r, err := w.pool.get()
-	if err != nil {
-		return hw, false, err
-	}
-	defer w.pool.put(r)
-	if index == 0 {
-		if index, err = route(r, addr); err != nil || index == 0 {
-			return hw, false, unlessAbsent(err)
-		}
+func ask(r *requester, q spot) (a answer, err error) {
+	a.question = q
+	addr := netip.AddrFrom16(q.addr).Unmap()
+	if q.index == 0 {
+		a.index, err = route(r, addr)
+		return a, unlessAbsent(err)
 	}
 	b := r.open(unix.RTM_GETNEIGH)
 	b = append(b, family(addr), 0, 0, 0)
-	b = binary.NativeEndian.AppendUint32(b, index)
+	b = binary.NativeEndian.AppendUint32(b, q.index)
 	b = append(b, 0, 0, 0, 0) // state, flags, type
 	b = appendAddress(b, unix.NDA_DST, addr)
 	body, err := r.ask(b)
 	if err != nil {
-		return hw, false, unlessAbsent(err)
+		return a, unlessAbsent(err)
 	}
 	n, ok := parseNeighbour(body)
-	ok = ok && n.resolved && n.key == keyOf(addr) && n.index == index
-	return n.hardware, ok, nil
+	a.hardware, a.ok = n.hardware, ok && n.resolved && n.at == q
+	return a, nil
 }
 
 // route returns the interface on which addr is a neighbour. 0 means that it is
@@ -139,21 +151,17 @@ type answers struct {
 
 const answerLife = time.Second
 
-type question struct {
-	key   key
-	index uint32 // of an interface; 0 is any
-}
-
 type answer struct {
-	question question
+	question spot
 	until    time.Time
+	index    uint32 // 0: no neighbour's
 	hardware hardware
 	ok       bool
 }
 
 func (a *answers) init(now func() time.Time) { a.now, a.seed = now, maphash.MakeSeed() }
 
-func (a *answers) slot(q question) *atomic.Pointer[answer] {
+func (a *answers) slot(q spot) *atomic.Pointer[answer] {
 	return &a.slots[maphash.Comparable(a.seed, q)%uint64(len(a.slots))]
 }
 

@@ -22,9 +22,9 @@ func (w *watched) flood(index, first, end, shift int) {
 }
 
 // wrong returns a neighbour that the mirror does not have as flood has left it.
-func (w *watched) wrong(first, end, shift int) string {
+func (w *watched) wrong(index, first, end, shift int) string {
 	for i := first; i < end; i++ {
-		if hw, ok := w.Link(floodAddr(i)); !ok || hw != mac(i+shift) {
+		if hw, ok := w.mirrors(index, floodAddr(i)); !ok || hw != mac(i+shift) {
 			return fmt.Sprintf("%v is at %s, want %s", floodAddr(i), hex(hw), hex(mac(i+shift)))
 		}
 	}
@@ -37,7 +37,7 @@ func TestOverrunIsMadeUpFor(t *testing.T) {
 	w := watch(t, newHost(t))
 	d0 := w.port("d0")
 	w.flood(d0, 0, n, 0)
-	eventually(t, "all neighbours are known", func() bool { return w.wrong(0, n, 0) == "" })
+	eventually(t, "all neighbours are known", func() bool { return w.wrong(d0, 0, n, 0) == "" })
 	if errs := w.logged(); len(errs) > 0 {
 		t.Errorf("the buffer does not hold %d events: %v", n, errs)
 	}
@@ -46,23 +46,23 @@ func TestOverrunIsMadeUpFor(t *testing.T) {
 		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4096)
 		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4096)
 	}))
-	w.holdUp(floodAddr(0))
+	w.holdUp(spotOf(floodAddr(0), uint32(d0)))
 	w.flood(d0, 0, n, 7)
 	for i := range n / 2 {
 		w.removeNeighbour(d0, floodAddr(i).String())
 	}
 	w.address(w.nl.AddrAdd, "d0", "198.51.100.7/24")
-	w.letGo(floodAddr(0))
+	w.letGo(spotOf(floodAddr(0), uint32(d0)))
 	w.owns("198.51.100.7", true)
 	eventually(t, "half is gone", func() bool {
 		for i := range n / 2 {
-			if _, ok := w.Link(floodAddr(i)); ok {
+			if _, ok := w.mirrors(d0, floodAddr(i)); ok {
 				return false
 			}
 		}
 		return true
 	})
-	if wrong := w.wrong(n/2, n, 7); wrong != "" {
+	if wrong := w.wrong(d0, n/2, n, 7); wrong != "" {
 		t.Error(wrong)
 	}
 	if !slices.ContainsFunc(w.logged(), func(err error) bool { return errors.Is(err, ErrOverrun) }) {
@@ -70,10 +70,10 @@ func TestOverrunIsMadeUpFor(t *testing.T) {
 	}
 }
 
-// holdUp keeps the reader from going on when it hears of addr, until letGo.
-func (w *watched) holdUp(addr netip.Addr) { w.neighbours.shard(keyOf(addr)).mu.RLock() }
+// holdUp keeps the reader from going on when it hears of a spot, until letGo.
+func (w *watched) holdUp(at spot) { w.neighbours.shard(at).mu.RLock() }
 
-func (w *watched) letGo(addr netip.Addr) { w.neighbours.shard(keyOf(addr)).mu.RUnlock() }
+func (w *watched) letGo(at spot) { w.neighbours.shard(at).mu.RUnlock() }
 
 // Events go on while everything is read anew, again and again. (What a dump says was
 // true before events that come ahead of it.)
@@ -88,8 +88,8 @@ func TestReadAgainUnderLoad(t *testing.T) {
 		}
 		w.removeNeighbour(d0, floodAddr(shift).String())
 		eventually(t, "the last state is known", func() bool {
-			_, ok := w.Link(floodAddr(shift))
-			return !ok && w.wrong(shift+1, n, shift) == ""
+			_, ok := w.mirrors(d0, floodAddr(shift))
+			return !ok && w.wrong(d0, shift+1, n, shift) == ""
 		})
 		w.flood(d0, shift, shift+1, shift)
 	}
@@ -102,12 +102,12 @@ func TestReadAgainUnderLoad(t *testing.T) {
 func TestReadAgainCorrects(t *testing.T) {
 	ghost := netip.MustParseAddr("198.51.100.66")
 	w := watchWith(t, newHost(t), func(w *Watcher) {
-		w.neighbours.set(keyOf(ghost), 66, mac(66), event)
-		w.own.set(keyOf(ghost), ownPlace{index: 66}, struct{}{}, event)
+		w.neighbours.set(spotOf(ghost, 66), mac(66), event)
+		w.own.set(ownPlace{addr: ghost, index: 66}, event)
 		w.reader.links.enter(66)
 		w.reader.names[66] = "ghost"
 	})
-	if _, ok := w.Link(ghost); ok || w.Own(ghost) {
+	if _, ok := w.mirrors(66, ghost); ok || w.Own(ghost) {
 		t.Error("the ghost is still there")
 	}
 	if _, ok := w.index("ghost"); ok {
@@ -119,28 +119,52 @@ func TestReadAgainCorrects(t *testing.T) {
 }
 
 func TestMirrorIsBounded(t *testing.T) {
-	m := newMirror[uint32, hardware](3)
+	m := newMirror(3)
+	at := func(i int) spot { return spotOf(floodAddr(i), 1) }
 	for i := range 5 {
-		if ok := m.set(keyOf(floodAddr(i)), 1, mac(i), event); ok != (i < 3) {
+		if ok := m.set(at(i), mac(i), event); ok != (i < 3) {
 			t.Errorf("entry %d: room is %v", i, ok)
 		}
 	}
-	if !m.set(keyOf(floodAddr(1)), 1, mac(9), event) || m.get(keyOf(floodAddr(1)))[0].value != mac(9) {
+	if hw, _ := m.get(at(1)); !m.set(at(1), mac(9), event) || hw != mac(1) {
 		t.Error("what is known cannot change")
 	}
-	if m.set(keyOf(floodAddr(1)), 2, mac(9), event) {
+	if m.set(spotOf(floodAddr(1), 2), mac(9), event) {
 		t.Error("one address on many interfaces is not bounded")
 	}
-	m.remove(keyOf(floodAddr(0)), 1, event)
-	m.remove(keyOf(floodAddr(0)), 1, event)
-	if !m.set(keyOf(floodAddr(4)), 1, mac(4), event) {
+	m.remove(at(0), event)
+	m.remove(at(0), event)
+	if !m.set(at(4), mac(4), event) {
 		t.Error("no room after a removal")
 	}
 	m.begin()
-	m.set(keyOf(floodAddr(1)), 1, mac(9), event)
+	m.set(at(1), mac(9), event)
 	m.sweep()
-	if len(m.heard) != 1 || len(m.get(keyOf(floodAddr(4)))) != 0 || len(m.get(keyOf(floodAddr(1)))) != 1 {
+	hw, there := m.get(at(1))
+	if _, left := m.get(at(4)); len(m.heard) != 1 || left || !there || hw != mac(9) {
 		t.Errorf("left: %v", m.heard)
+	}
+}
+
+func TestOwnIsBounded(t *testing.T) {
+	var o ownAddresses
+	o.init(3)
+	at := func(i int) ownPlace { return ownPlace{addr: floodAddr(i)} }
+	for i := range 5 {
+		if ok := o.set(at(i), event); ok != (i < 3) {
+			t.Errorf("address %d: room is %v", i, ok)
+		}
+	}
+	if !o.publish() || o.publish() || len(*o.places.Load()) != 3 {
+		t.Errorf("known: %v", *o.places.Load())
+	}
+	o.begin()
+	if !o.set(at(1), event) || o.publish() {
+		t.Error("what is heard again is news")
+	}
+	o.sweep()
+	if !o.publish() || len(*o.places.Load()) != 1 {
+		t.Errorf("left: %v", *o.places.Load())
 	}
 }
 
@@ -150,16 +174,16 @@ func TestFindAboveTheBound(t *testing.T) {
 	d0 := w.port("d0")
 	w.address(w.nl.AddrAdd, "d0", "10.1.0.1/16")
 	w.neighbour(d0, floodAddr(7).String(), mac(7), unix.NUD_PERMANENT)
-	w.links(floodAddr(7).String(), mac(7))
+	w.links(d0, floodAddr(7).String(), mac(7))
 	w.neighbour(d0, floodAddr(8).String(), mac(8), unix.NUD_PERMANENT)
 	eventually(t, "it is told", func() bool { return len(w.logged()) > 0 })
 	if !errors.Is(w.logged()[0], ErrFull) {
 		t.Error(w.logged())
 	}
-	if _, ok := w.Link(floodAddr(8)); ok {
+	if _, ok := w.mirrors(d0, floodAddr(8)); ok {
 		t.Error("there was room")
 	}
-	if hw, ok := w.Find(floodAddr(8)); !ok || hw != mac(8) {
-		t.Errorf("found %s, %v", hex(hw), ok)
+	if index, hw, ok := w.Find(floodAddr(8)); !ok || hw != mac(8) || index != uint32(d0) {
+		t.Errorf("found %s at %d, %v", hex(hw), index, ok)
 	}
 }

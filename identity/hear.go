@@ -2,6 +2,7 @@ package identity
 
 import (
 	"encoding/binary"
+	"net/netip"
 
 	"golang.org/x/sys/unix"
 )
@@ -56,33 +57,31 @@ func (w *Watcher) hearAddress(typ uint16, body []byte, from source) {
 		return
 	}
 	flags := uint32(body[2])
-	var local, address key
-	var hasLocal, hasAddress bool
+	at := ownPlace{index: binary.NativeEndian.Uint32(body[4:]), bits: body[1]}
 	for typ, value := range attributes(body[unix.SizeofIfAddrmsg:]) {
+		addr, ok := netip.AddrFromSlice(value)
 		switch {
-		case typ == unix.IFA_LOCAL:
-			local, hasLocal = keyOfBytes(value)
-		case typ == unix.IFA_ADDRESS:
-			address, hasAddress = keyOfBytes(value)
+		case typ == unix.IFA_LOCAL && ok:
+			at.addr = addr.Unmap()
+		case typ == unix.IFA_ADDRESS && ok:
+			at.peer = addr.Unmap()
 		case typ == unix.IFA_FLAGS && len(value) == 4:
 			flags = binary.NativeEndian.Uint32(value)
 		}
 	}
 	// On a point-to-point link the address is the peer's.
-	if !hasLocal {
-		local, hasLocal = address, hasAddress
+	if !at.addr.IsValid() {
+		at.addr = at.peer
 	}
-	if !hasLocal {
+	if !at.addr.IsValid() {
 		return
 	}
-	defer w.signal()
-	place := ownPlace{index: binary.NativeEndian.Uint32(body[4:]), bits: body[1], peer: address}
 	tentative := flags&unix.IFA_F_TENTATIVE != 0 && flags&unix.IFA_F_OPTIMISTIC == 0
 	if typ == unix.RTM_DELADDR || tentative || flags&unix.IFA_F_DADFAILED != 0 {
-		w.own.remove(local, place, from)
+		w.own.remove(at, from)
 		return
 	}
-	if !w.own.set(local, place, struct{}{}, from) {
+	if !w.own.set(at, from) {
 		w.tell(ErrFull)
 	}
 }
@@ -94,17 +93,16 @@ func (w *Watcher) hearNeighbour(typ uint16, body []byte, from source) {
 		return
 	}
 	if typ == unix.RTM_DELNEIGH || !n.resolved {
-		w.neighbours.remove(n.key, n.index, from)
+		w.neighbours.remove(n.at, from)
 		return
 	}
-	if !w.neighbours.set(n.key, n.index, n.hardware, from) {
+	if !w.neighbours.set(n.at, n.hardware, from) {
 		w.tell(ErrFull)
 	}
 }
 
 type neighbour struct {
-	key      key
-	index    uint32
+	at       spot
 	hardware hardware
 	resolved bool
 }
@@ -115,11 +113,13 @@ func parseNeighbour(body []byte) (n neighbour, ok bool) {
 	if len(body) < unix.SizeofNdMsg || body[0] != unix.AF_INET && body[0] != unix.AF_INET6 || body[10]&unix.NTF_PROXY != 0 {
 		return neighbour{}, false
 	}
-	n.index = binary.NativeEndian.Uint32(body[4:])
+	n.at.index = binary.NativeEndian.Uint32(body[4:])
 	for typ, value := range attributes(body[unix.SizeofNdMsg:]) {
 		switch {
 		case typ == unix.NDA_DST:
-			n.key, ok = keyOfBytes(value)
+			var addr netip.Addr
+			addr, ok = netip.AddrFromSlice(value)
+			n.at.addr = addr.As16()
 		case typ == unix.NDA_LLADDR && len(value) == len(n.hardware):
 			n.hardware = hardware(value)
 		}

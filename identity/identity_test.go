@@ -1,18 +1,65 @@
 package identity
 
 import (
+	"fmt"
+	"net"
 	"net/netip"
+	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
 
 func TestMain(m *testing.M) {
+	if program := strings.Fields(os.Getenv(programEnv)); len(program) > 0 {
+		run(program[0], program[1:])
+	}
 	netlab.Main(m.Run)
+}
+
+// programEnv makes the test binary another program, for tests of what other processes
+// look like: one says a line and waits for its end.
+const programEnv = "IDENTITY_TEST_PROGRAM"
+
+func run(program string, args []string) {
+	says, err := "", error(nil)
+	switch program {
+	case "ask": // connects to a server, and says from where
+		var conn net.Conn
+		if conn, err = net.Dial(args[0], args[1]); err == nil {
+			says = conn.LocalAddr().String()
+		}
+	case "self":
+		var self backend.Program
+		self, err = Self()
+		says = fmt.Sprintf("%+v", self)
+	}
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Println(says)
+	select {}
+}
+
+// startProgram runs the test binary as a program, below the shell command that execs
+// "$0", and returns what it says.
+func startProgram(t testing.TB, h *netlab.Host, shell, program string) string {
+	t.Helper()
+	binary, err := os.Executable()
+	must(t, err)
+	cmd := h.Command("sh", "-c", shell, binary)
+	cmd.Env = append(os.Environ(), programEnv+"="+program)
+	must(t, cmd.Start())
+	t.Cleanup(func() { must(t, cmd.Stop()) })
+	eventually(t, "the program has said something", func() bool { return strings.Contains(cmd.Output(), "\n") })
+	return strings.TrimSpace(cmd.Output())
 }
 
 func must(t testing.TB, errs ...error) {
@@ -22,6 +69,15 @@ func must(t testing.TB, errs ...error) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// cannot skips a test that cannot run here, and fails it where nobody would notice.
+func cannot(t testing.TB, args ...any) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatal(args...)
+	}
+	t.Skip(args...)
 }
 
 func eventually(t testing.TB, what string, holds func() bool) {
@@ -81,6 +137,15 @@ func watch(t testing.TB, h *netlab.Host) *watched { return watchWith(t, h, func(
 // watchWith changes the watcher before that starts.
 func watchWith(t testing.TB, h *netlab.Host, change func(*Watcher)) *watched {
 	t.Helper()
+	w := unstarted(t, h)
+	change(w.Watcher)
+	must(t, w.start())
+	return w
+}
+
+// unstarted is a watcher that hears nothing.
+func unstarted(t testing.TB, h *netlab.Host) *watched {
+	t.Helper()
 	w := &watched{t: t, host: h}
 	must(t, h.Do(func() (err error) {
 		if w.nl, err = netlink.NewHandle(); err == nil {
@@ -88,8 +153,6 @@ func watchWith(t testing.TB, h *netlab.Host, change func(*Watcher)) *watched {
 		}
 		return err
 	}))
-	change(w.Watcher)
-	must(t, w.start())
 	t.Cleanup(func() { w.Watcher.Close(); w.nl.Close() })
 	return w
 }
@@ -142,11 +205,16 @@ func neighbourEntry(index int, addr string, hw hardware, state int) *netlink.Nei
 	}
 }
 
-// links waits until addr has the link address, or none for the zero one.
-func (w *watched) links(addr string, want hardware) {
+// mirrors returns what the mirror has of addr at an interface.
+func (w *watched) mirrors(index int, addr netip.Addr) (hw hardware, ok bool) {
+	return w.neighbours.get(spotOf(addr, uint32(index)))
+}
+
+// links waits until the mirror has the link address, or none for the zero one.
+func (w *watched) links(index int, addr string, want hardware) {
 	w.t.Helper()
 	eventually(w.t, addr+" is at "+hex(want), func() bool {
-		got, ok := w.Link(netip.MustParseAddr(addr))
+		got, ok := w.mirrors(index, netip.MustParseAddr(addr))
 		return ok == (want != hardware{}) && got == want
 	})
 }

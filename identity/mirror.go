@@ -3,134 +3,93 @@ package identity
 import (
 	"hash/maphash"
 	"net/netip"
-	"slices"
 	"sync"
 )
 
-// A key is an address in 16 bytes, IPv4 mapped into IPv6, without its zone. It
-// holds no pointer, unlike netip.Addr, that the garbage collector would follow.
-type key [16]byte
-
-func keyOf(addr netip.Addr) key { return addr.As16() }
-
-// keyOfBytes takes an address as netlink has it.
-func keyOfBytes(b []byte) (k key, ok bool) {
-	addr, ok := netip.AddrFromSlice(b)
-	if !ok {
-		return key{}, false
-	}
-	return keyOf(addr), true
+// A spot is an address on an interface. It holds no pointer, unlike netip.Addr, that
+// the garbage collector would follow.
+type spot struct {
+	addr  [16]byte // IPv4 mapped into IPv6, without a zone
+	index uint32   // of the interface
 }
 
-// A mirror is a table of the kernel's: what it has of each address, by the place
-// where it has it (P) and with a value (V). Many goroutines may ask it (get);
-// only one, which hears the kernel, may change it.
-type mirror[P comparable, V comparable] struct {
-	seed            maphash.Seed
-	shards          [shards]shard[P, V]
-	ledger[spot[P]] // the writer's alone
+func spotOf(addr netip.Addr, index uint32) spot { return spot{addr.As16(), index} }
+
+// A mirror is the kernel's table of neighbours: their Ethernet addresses. Many
+// goroutines may ask it (get); only one, which hears the kernel, may change it.
+type mirror struct {
+	seed         maphash.Seed
+	shards       [shards]shard
+	ledger[spot] // the writer's alone
 }
 
 const shards = 64
 
-type shard[P comparable, V comparable] struct {
+type shard struct {
 	mu sync.RWMutex
-	m  map[key][]item[P, V] // a list is never changed, but replaced
-	_  [32]byte             // a cache line each
+	m  map[spot]hardware
+	_  [32]byte // a cache line each
 }
 
-type item[P comparable, V comparable] struct {
-	place P
-	value V
-}
+// hardware is an Ethernet address.
+type hardware = [6]byte
 
-type spot[P comparable] struct {
-	key   key
-	place P
-}
-
-func newMirror[P comparable, V comparable](limit int) *mirror[P, V] {
-	m := &mirror[P, V]{seed: maphash.MakeSeed()}
+func newMirror(limit int) *mirror {
+	m := &mirror{seed: maphash.MakeSeed()}
 	m.ledger.init(limit)
 	for i := range m.shards {
-		m.shards[i].m = make(map[key][]item[P, V])
+		m.shards[i].m = make(map[spot]hardware)
 	}
 	return m
 }
 
-func (m *mirror[P, V]) shard(k key) *shard[P, V] {
-	return &m.shards[maphash.Comparable(m.seed, k)%shards]
+func (m *mirror) shard(at spot) *shard {
+	return &m.shards[maphash.Comparable(m.seed, at)%shards]
 }
 
-// get returns all that there is of an address. The list is not to be changed.
-func (m *mirror[P, V]) get(k key) []item[P, V] {
-	s := m.shard(k)
+func (m *mirror) get(at spot) (hw hardware, ok bool) {
+	s := m.shard(at)
 	s.mu.RLock()
-	list := s.m[k]
+	hw, ok = s.m[at]
 	s.mu.RUnlock()
-	return list
+	return hw, ok
 }
 
-// set enters a value, and reports whether there was room for it. Writer only.
-func (m *mirror[P, V]) set(k key, place P, value V, from source) bool {
-	at := spot[P]{k, place}
+// set enters a neighbour, and reports whether there was room. Writer only.
+func (m *mirror) set(at spot, hw hardware, from source) bool {
 	if !m.believes(at, from) {
 		return true
 	}
 	if !m.enter(at) {
 		return false
 	}
-	list := m.shard(k).m[k] // nobody else writes
-	i := slices.IndexFunc(list, func(it item[P, V]) bool { return it.place == place })
-	switch {
-	case i < 0:
-		list = append(slices.Clip(list), item[P, V]{place, value})
-	case list[i].value == value:
-		return true
-	default:
-		list = slices.Clone(list)
-		list[i].value = value
-	}
-	m.replace(k, list)
+	s := m.shard(at)
+	s.mu.Lock()
+	s.m[at] = hw
+	s.mu.Unlock()
 	return true
 }
 
-// remove takes an entry out, if there is one. Writer only.
-func (m *mirror[P, V]) remove(k key, place P, from source) {
-	at := spot[P]{k, place}
+// remove takes a neighbour out, if it is there. Writer only.
+func (m *mirror) remove(at spot, from source) {
 	if m.believes(at, from) {
 		m.drop(at)
 	}
 }
 
-func (m *mirror[P, V]) drop(at spot[P]) {
+func (m *mirror) drop(at spot) {
 	if !m.strike(at) {
 		return
 	}
-	k, place := at.key, at.place
-	var rest []item[P, V]
-	for _, it := range m.shard(k).m[k] {
-		if it.place != place {
-			rest = append(rest, it)
-		}
-	}
-	m.replace(k, rest)
+	s := m.shard(at)
+	s.mu.Lock()
+	delete(s.m, at)
+	s.mu.Unlock()
 }
 
 // sweep removes what was not heard of since begin. Writer only.
-func (m *mirror[P, V]) sweep() {
+func (m *mirror) sweep() {
 	for at := range m.unheard() {
 		m.drop(at)
-	}
-}
-
-func (m *mirror[P, V]) replace(k key, list []item[P, V]) {
-	s := m.shard(k)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(list) == 0 {
-		delete(s.m, k)
-	} else {
-		s.m[k] = list
 	}
 }

@@ -17,15 +17,16 @@ func FuzzMessages(f *testing.F) {
 	f.Add(append(b, b[:20]...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		w := &Watcher{
-			own:        newMirror[ownPlace, struct{}](4),
-			neighbours: newMirror[uint32, hardware](4),
+			neighbours: newMirror(4),
 			log:        func(error) {},
 		}
+		w.own.init(4)
 		w.reader.init(time.Now, 4)
 		for h, body := range messages(b) {
 			w.hearLink(h.Type, body, event)
 			w.hearAddress(h.Type, body, dump)
 			w.hearNeighbour(h.Type, body, event)
+			_, _ = parseSocket(body)
 			_ = errnoOf(body)
 		}
 		if len(w.own.heard) > 4 || len(w.neighbours.heard) > 4 || len(w.reader.names) > 4 {

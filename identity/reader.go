@@ -182,6 +182,9 @@ func (w *Watcher) receive() error {
 			}
 		}
 	}
+	if w.own.publish() {
+		signal(w.changed)
+	}
 	return err
 }
 
@@ -241,6 +244,7 @@ func (w *Watcher) forget() {
 	for _, table := range tables {
 		w.sweep(table)
 	}
+	w.own.publish()
 	w.answers.clear()
 }
 

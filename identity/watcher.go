@@ -2,7 +2,6 @@ package identity
 
 import (
 	"fmt"
-	"net/netip"
 	"os"
 	"strconv"
 	"sync"
@@ -18,12 +17,13 @@ import (
 // anew when it may have missed one, and once a minute in any case: before 2026 Linux
 // could announce two changes of one neighbour in the wrong order.
 //
-// Own and Link read the mirror: no system call, no allocation, and a lock that
-// only addresses of the same shard share. All methods may be called at any time,
-// also after Close, when nothing is known any more.
+// Own takes no lock, and Find one that only addresses of the same shard share; but for
+// what Find asks the kernel, once a second and address, they make no system call and
+// allocate nothing. All methods may be called at any time, also after Close, when
+// nothing is known any more.
 type Watcher struct {
-	own        *mirror[ownPlace, struct{}]
-	neighbours *mirror[uint32, hardware] // by interface index
+	own        ownAddresses
+	neighbours *mirror
 	interfaces atomic.Pointer[map[string]uint32]
 	answers    answers
 	pool       *pool
@@ -38,18 +38,7 @@ type Watcher struct {
 	once    sync.Once
 }
 
-// hardware is an Ethernet address.
-type hardware = [6]byte
-
-// ownPlace is where an own address stands. The kernel allows one address twice on
-// one interface, with another prefix or another peer.
-type ownPlace struct {
-	index uint32
-	bits  uint8
-	peer  key
-}
-
-// maxAddresses bounds either mirror, some 10 MB. The kernel's own bound on
+// maxAddresses bounds either table, some 10 MB. The kernel's own bound on
 // neighbours (gc_thresh3, 1,024 by default) leaves out permanent entries.
 const maxAddresses = 1 << 16
 
@@ -87,12 +76,12 @@ func (w *Watcher) start() error {
 // openWatcher returns a watcher that has read nothing yet.
 func openWatcher(log func(error)) (*Watcher, error) {
 	w := &Watcher{
-		own:        newMirror[ownPlace, struct{}](maxAddresses),
-		neighbours: newMirror[uint32, hardware](maxAddresses),
+		neighbours: newMirror(maxAddresses),
 		log:        log,
 		closed:     make(chan struct{}),
 		changed:    make(chan struct{}, 1),
 	}
+	w.own.init(maxAddresses)
 	w.answers.init(time.Now)
 	w.reader.init(time.Now, maxAddresses)
 	w.interfaces.Store(new(map[string]uint32))
@@ -142,76 +131,6 @@ func (w *Watcher) Close() {
 		w.pool.close()
 		w.forget()
 	})
-}
-
-// Own reports whether addr is the machine's own: a loopback address (127.0.0.0/8,
-// ::1), or one that stands on an interface. IPv4 mapped into IPv6 is IPv4. An
-// address with a zone (an interface's name or index) has to stand on that
-// interface. A tentative IPv6 address, or one that a neighbour has too, is not own;
-// neither is one that only a route makes local (AnyIP).
-func (w *Watcher) Own(addr netip.Addr) bool {
-	addr = addr.Unmap()
-	if addr.IsLoopback() {
-		return true
-	}
-	list := w.own.get(keyOf(addr))
-	if len(list) == 0 || addr.Zone() == "" {
-		return len(list) > 0
-	}
-	index, known := w.index(addr.Zone())
-	for _, it := range list {
-		if known && it.place.index == index {
-			return true
-		}
-	}
-	return false
-}
-
-// Link returns the Ethernet address of the neighbour with addr, which the kernel
-// has resolved, be it a while ago (REACHABLE, STALE, DELAY, PROBE), or was given
-// (PERMANENT). IPv4 mapped into IPv6 is IPv4.
-//
-// An address with a zone (an interface's name or index) is looked up on that
-// interface. Without one it is ambiguous, and ok is false, if interfaces disagree.
-// No neighbour table is proof against who claims a neighbour's address (ARP and
-// neighbour discovery are not authenticated): the answer is as good as the link. Who
-// answers for others (proxy ARP) lends them all one Ethernet address.
-func (w *Watcher) Link(addr netip.Addr) (hw [6]byte, ok bool) {
-	hw, found := w.link(addr.Unmap())
-	return hw, found == one
-}
-
-type found int
-
-const (
-	none found = iota
-	one
-	many // and they disagree
-)
-
-func (w *Watcher) link(addr netip.Addr) (hw hardware, n found) {
-	if !addr.IsValid() {
-		return hardware{}, none
-	}
-	list := w.neighbours.get(keyOf(addr))
-	if len(list) == 0 {
-		return hardware{}, none
-	}
-	if zone := addr.Zone(); zone != "" {
-		index, known := w.index(zone)
-		for _, it := range list {
-			if known && it.place == index {
-				return it.value, one
-			}
-		}
-		return hardware{}, none
-	}
-	for _, it := range list[1:] {
-		if it.value != list[0].value {
-			return hardware{}, many
-		}
-	}
-	return list[0].value, one
 }
 
 // index returns the index of the interface that a zone names. Zones of interfaces

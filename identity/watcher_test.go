@@ -41,16 +41,16 @@ func TestLinkOfPeer(t *testing.T) {
 	a, b := newPair(t)
 	w := watch(t, a)
 	want := macOn(t, b, "eth0")
+	eth0 := w.ifindex("eth0")
 	must(t, a.Echo(7))
 	for addr, server := range map[string]string{"192.0.2.2": "192.0.2.1:7", "2001:db8::2": "[2001:db8::1]:7"} {
-		if _, ok := w.Link(netip.MustParseAddr(addr)); ok {
+		if _, ok := w.mirrors(eth0, netip.MustParseAddr(addr)); ok {
 			t.Errorf("%s is known before it has said anything", addr)
 		}
 		conn, err := b.Dial(t.Context(), "tcp", server)
 		must(t, err, conn.Close())
-		w.links(addr, want)
+		w.links(eth0, addr, want)
 	}
-	w.links("::ffff:192.0.2.2", want)
 }
 
 func TestLinkStates(t *testing.T) {
@@ -72,12 +72,12 @@ func TestLinkStates(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, addr := range []string{fmt.Sprintf("198.51.100.%d", i+1), fmt.Sprintf("2001:db8::%d", i+1)} {
 				w.neighbour(d0, addr, mac(1), unix.NUD_PERMANENT)
-				w.links(addr, mac(1))
+				w.links(d0, addr, mac(1))
 				w.neighbour(d0, addr, mac(2), tt.state)
 				if tt.known {
-					w.links(addr, mac(2))
+					w.links(d0, addr, mac(2))
 				} else {
-					w.links(addr, hardware{})
+					w.links(d0, addr, hardware{})
 				}
 			}
 		})
@@ -87,43 +87,19 @@ func TestLinkStates(t *testing.T) {
 func TestLinkFollows(t *testing.T) {
 	w := watch(t, newHost(t))
 	d0 := w.port("d0")
-	for _, addr := range []string{"198.51.100.7", "2001:db8::7", "fe80::7%d0"} {
-		plain := netip.MustParseAddr(addr).WithZone("").String()
-		w.neighbour(d0, plain, mac(1), unix.NUD_STALE)
-		w.links(addr, mac(1))
-		w.neighbour(d0, plain, mac(2), unix.NUD_STALE)
-		w.links(addr, mac(2))
-		w.removeNeighbour(d0, plain)
-		w.links(addr, hardware{})
+	for _, addr := range []string{"198.51.100.7", "2001:db8::7", "fe80::7"} {
+		w.neighbour(d0, addr, mac(1), unix.NUD_STALE)
+		w.links(d0, addr, mac(1))
+		w.neighbour(d0, addr, mac(2), unix.NUD_STALE)
+		w.links(d0, addr, mac(2))
+		w.removeNeighbour(d0, addr)
+		w.links(d0, addr, hardware{})
 	}
 	w.neighbour(d0, "198.51.100.8", mac(3), unix.NUD_PERMANENT)
-	w.links("198.51.100.8", mac(3))
+	w.links(d0, "198.51.100.8", mac(3))
 	link, err := w.nl.LinkByName("d0")
 	must(t, err, w.nl.LinkDel(link))
-	w.links("198.51.100.8", hardware{})
-}
-
-func TestLinkAmbiguous(t *testing.T) {
-	w := watch(t, newHost(t))
-	d0, d1 := w.port("d0"), w.port("d1")
-	for _, addr := range []string{"fe80::7", "198.51.100.7"} {
-		w.neighbour(d0, addr, mac(1), unix.NUD_STALE)
-		w.links(addr, mac(1))
-		w.neighbour(d1, addr, mac(2), unix.NUD_STALE)
-		w.links(addr, hardware{})
-		if hw, ok := w.Find(netip.MustParseAddr(addr)); ok {
-			t.Errorf("%s was found at %s", addr, hex(hw))
-		}
-		w.neighbour(d1, addr, mac(1), unix.NUD_STALE)
-		w.links(addr, mac(1))
-		w.neighbour(d1, addr, mac(2), unix.NUD_STALE)
-		w.links(addr, hardware{})
-	}
-	for zone, want := range map[string]hardware{
-		"d0": mac(1), "d1": mac(2), "nosuch": {}, fmt.Sprint(d0): mac(1), fmt.Sprint(d1): mac(2),
-	} {
-		w.links("fe80::7%"+zone, want)
-	}
+	w.links(d0, "198.51.100.8", hardware{})
 }
 
 // What a bridge or a proxy answers for is not a neighbour.
@@ -134,21 +110,18 @@ func TestLinkOfOtherTables(t *testing.T) {
 	proxy.Flags = unix.NTF_PROXY
 	must(t, w.nl.NeighAdd(proxy))
 	w.neighbour(d0, "198.51.100.8", mac(2), unix.NUD_PERMANENT)
-	w.links("198.51.100.8", mac(2))
-	w.links("198.51.100.7", hardware{})
+	w.links(d0, "198.51.100.8", mac(2))
+	w.links(d0, "198.51.100.7", hardware{})
 	if again := watch(t, w.host); again != nil {
-		again.links("198.51.100.7", hardware{})
-		again.links("198.51.100.8", mac(2))
+		again.links(d0, "198.51.100.7", hardware{})
+		again.links(d0, "198.51.100.8", mac(2))
 	}
 }
 
 func TestWatchOfNothing(t *testing.T) {
 	w := watch(t, newHost(t))
 	for _, addr := range []netip.Addr{{}, netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
-		if _, ok := w.Link(addr); ok {
-			t.Errorf("%v has a link address", addr)
-		}
-		if _, ok := w.Find(addr); ok {
+		if _, _, ok := w.Find(addr); ok {
 			t.Errorf("%v was found", addr)
 		}
 	}
@@ -162,7 +135,7 @@ func TestWatcherCloses(t *testing.T) {
 	d0 := w.port("d0")
 	w.address(w.nl.AddrAdd, "d0", "198.51.100.1/24")
 	w.neighbour(d0, "198.51.100.7", mac(1), unix.NUD_PERMANENT)
-	w.links("198.51.100.7", mac(1))
+	w.links(d0, "198.51.100.7", mac(1))
 	var asking sync.WaitGroup
 	for i := range 8 {
 		asking.Go(func() {
@@ -177,7 +150,7 @@ func TestWatcherCloses(t *testing.T) {
 	if w.Own(netip.MustParseAddr("198.51.100.1")) || !w.Own(netip.MustParseAddr("127.0.0.1")) {
 		t.Error("own after the end")
 	}
-	if _, ok := w.Find(netip.MustParseAddr("198.51.100.7")); ok {
+	if _, _, ok := w.Find(netip.MustParseAddr("198.51.100.7")); ok {
 		t.Error("found after the end")
 	}
 	eventually(t, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= before })

@@ -3,11 +3,9 @@ package nft
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
@@ -40,7 +38,7 @@ func (rs ruleset) compile(p present, keep bool, flags uint32, first bool) (msgs 
 		msgs = append(msgs, more...)
 	}
 	for _, s := range rs.sets {
-		more, err := s.compile(table)
+		more, err := s.compile(table, !p.holds(s))
 		if err != nil {
 			return nil, fmt.Errorf("set %s: %w", s.name, err)
 		}
@@ -66,10 +64,10 @@ func (rs ruleset) compile(p present, keep bool, flags uint32, first bool) (msgs 
 }
 
 // clear removes all that is not wanted any more or is about to be made anew:
-// everything but the sets with timeouts. Sets of ranges that are there are
-// emptied: the kernel (6.18) shows new rules a moment before it shows the
-// elements of a new set of ranges, and would refuse what is allowed before and
-// after; the elements of a set that is there it exchanges in one step.
+// everything but the sets with timeouts, and other sets that can stay. Those are
+// emptied, unless they hold what they should: the kernel (6.18) shows new rules a
+// moment before it shows the elements of a new set of ranges, and would refuse what is
+// allowed before and after; the elements of a set that is there it exchanges in one step.
 func (rs ruleset) clear(c *nftables.Conn, table *nftables.Table, p present) {
 	for name := range p.chains {
 		c.FlushChain(&nftables.Chain{Name: name, Table: table})
@@ -79,9 +77,9 @@ func (rs ruleset) clear(c *nftables.Conn, table *nftables.Table, p present) {
 		wanted[ch.name] = true
 	}
 	for _, s := range rs.sets {
-		wanted[s.name] = s.timeout
-		if have := p.sets[s.name]; have != nil && s.interval() && have.Interval && !have.HasTimeout && !have.IsMap && have.KeyType.Name == s.key.Name {
-			wanted[s.name] = true
+		have := p.sets[s.name]
+		wanted[s.name] = s.timeout || s.standsAs(have)
+		if !s.timeout && wanted[s.name] && !p.holds(s) {
 			c.FlushSet(&nftables.Set{Name: s.name, Table: table})
 		}
 	}
@@ -97,67 +95,19 @@ func (rs ruleset) clear(c *nftables.Conn, table *nftables.Table, p present) {
 	}
 }
 
-func (s set) compile(table *nftables.Table) ([]netlink.Message, error) {
-	ns := &nftables.Set{
-		Table: table, Name: s.name, Comment: s.comment, KeyType: s.key,
-		KeyByteOrder: binaryutil.BigEndian,
-		HasTimeout:   s.timeout, Interval: s.interval(), Size: uint32(s.size),
-	}
-	if s.key == nftables.TypeIFName {
-		ns.KeyByteOrder = binaryutil.NativeEndian // or nft prints no names
-	}
-	msgs, err := compose(func(c *nftables.Conn) error { return c.AddSet(ns, nil) })
-	if err != nil {
-		return nil, err
-	}
-	if s.size > 0 { // google/nftables v0.3.0 does not know the attribute
-		attr, err := netlink.MarshalAttributes([]netlink.Attribute{{
-			Type: unix.NFTA_SET_GC_INTERVAL, Data: binaryutil.BigEndian.PutUint32(uint32(gcInterval.Milliseconds())),
-		}})
-		if err != nil {
-			return nil, err
-		}
-		msgs[0].Data = append(msgs[0].Data, attr...)
-	}
-	// An attribute holds 64 KiB, so many ranges need several messages.
-	const perMessage = 1000
-	for chunk := range slices.Chunk(s.elements(), perMessage) {
-		more, err := compose(func(c *nftables.Conn) error { return c.SetAddElements(ns, chunk) })
-		if err != nil {
-			return nil, err
-		}
-		msgs = append(msgs, more...)
-	}
-	return msgs, nil
-}
-
-// elements spells names as the kernel compares them, and ranges as it wants
-// them: where one begins and, if there is an address after it, that as its end.
-func (s set) elements() []nftables.SetElement {
-	var e []nftables.SetElement
-	for _, name := range s.interfaces {
-		key := make([]byte, unix.IFNAMSIZ)
-		copy(key, name)
-		e = append(e, nftables.SetElement{Key: key})
-	}
-	for _, r := range s.ranges {
-		e = append(e, nftables.SetElement{Key: r.From().AsSlice()})
-		if end := r.To().Next(); end.IsValid() {
-			e = append(e, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
-		}
-	}
-	return e
-}
-
 func (ch chain) compile(c *nftables.Conn, table *nftables.Table) error {
-	policy := nftables.ChainPolicyDrop
-	nc := c.AddChain(&nftables.Chain{
-		Name: ch.name, Table: table, Type: nftables.ChainTypeFilter,
-		Hooknum: ch.hook, Priority: nftables.ChainPriorityFilter, Policy: &policy,
-	})
+	nc := &nftables.Chain{Name: ch.name, Table: table}
+	if b := ch.base; b != nil {
+		nc.Type, nc.Hooknum, nc.Priority, nc.Policy = b.kind, b.hook, b.priority, &b.policy
+	}
+	c.AddChain(nc)
 	for _, r := range ch.rules {
-		var exprs []expr.Any
+		var exprs, ip []expr.Any
 		for _, m := range r.match {
+			if m.ip != nil && ip == nil {
+				ip = m.ip
+				exprs = append(exprs, ip...)
+			}
 			exprs = append(exprs, m.exprs...)
 			if m.set == nil {
 				continue
@@ -171,7 +121,7 @@ func (ch chain) compile(c *nftables.Conn, table *nftables.Table) error {
 			exprs[len(exprs)-1] = &lookup
 		}
 		c.AddRule(&nftables.Rule{
-			Table: table, Chain: nc, Exprs: append(exprs, r.verdict.expr),
+			Table: table, Chain: nc, Exprs: append(exprs, r.verdict.exprs...),
 			UserData: userdata.AppendString(nil, userdata.TypeComment, r.comment),
 		})
 	}

@@ -92,8 +92,7 @@ func parseElement(data []byte, set *grantSet) (e element, ok bool) {
 
 // get asks for one element. An element without a timeout, which is none of ours,
 // has nothing left of its life.
-func (s *socket) get(table string, k backend.Key) (left time.Duration, found bool, err error) {
-	set := &grantSets[setOf(k)]
+func (s *socket) get(table string, set *grantSet, k backend.Key) (left time.Duration, found bool, err error) {
 	attrs := appendElements(nil, table, set, []element{{key: k}})
 	err = s.request(unix.NFT_MSG_GETSETELEM, 0, unix.NFPROTO_INET, attrs, func(data []byte) bool {
 		parseElements(data, set, func(e element) { left, found = e.left, true })
@@ -103,6 +102,11 @@ func (s *socket) get(table string, k backend.Key) (left time.Duration, found boo
 		return 0, false, nil
 	}
 	return left, found, err
+}
+
+// get asks the kernel for a grant that the rules can have.
+func (w *writer) get(k backend.Key) (left time.Duration, found bool, err error) {
+	return w.socket.get(w.rules.Table, w.grants[setOf(&k)], k)
 }
 
 // dump reads a whole set and hands it over piece by piece, until each wants no

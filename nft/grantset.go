@@ -1,121 +1,129 @@
 package nft
 
 import (
-	"net"
 	"net/netip"
 	"slices"
-
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
+	"time"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
-// A grantSet is a set of grants of one kind of holder for one IP version. What
-// says who holds a grant, if anything does, comes first in its key.
+// A grantSet is a set of grants of one kind of holder, in one class, for one IP
+// version.
 type grantSet struct {
+	name  string
+	scope backend.Scope // of all grants in it, but for what says which holder it is
+	class *class
+	kind  *kind
+	ipv4  bool
+	who   selector // what says which holder it is; nothing where they are many
+}
+
+// A kind is what one kind of holders is called, and what of a packet says which of
+// them has sent it. That comes first in a set's keys.
+type kind struct {
 	name, comment string
-	holder        backend.Holder
-	ipv4          bool
-	who           *field
+	who4, who6    []selector // any of them will do; all have the same keys
+	near          bool       // only packets that were not forwarded before say it
 }
 
-// A field says who has sent a packet.
-type field struct {
-	text  string // as nft spells it
-	key   nftables.SetDatatype
-	size  int                               // bytes that count; the kernel pads to four
-	load  expr.Any                          // into the first register
-	check []expr.Any                        // before it is loaded
-	near  bool                              // only if the packet was not forwarded before
-	id    func(*backend.Scope) []byte       // what the kernel compares with
-	scope func(id []byte) (s backend.Scope) // the other way
-	print func(id []byte) string            // as nft prints it
+var kinds = [backend.Holders]kind{
+	backend.Everyone: {name: "", comment: "addresses that DNS answers have opened", who4: anybody, who6: anybody},
+	backend.Machine:  {name: "-local", comment: "opened by DNS answers to this machine", who4: anybody, who6: anybody},
+	backend.User: {name: "-user", comment: "opened by DNS answers to that user's programs",
+		who4: []selector{{bySocketOf}}, who6: []selector{{bySocketOf}}},
+	backend.Unit: {name: "-unit", comment: "opened by DNS answers to that cgroup's programs", who4: cgroups, who6: cgroups},
+	backend.Client: {name: "-client", comment: "opened by a DNS answer to that client",
+		who4: []selector{{source4}}, who6: []selector{{source6}}},
+	backend.Link: {name: "-link", comment: "opened by a DNS answer to the client with that Ethernet address at that interface",
+		who4: []selector{{fromIndex, fromEther}}, who6: []selector{{fromIndex, fromEther}}, near: true},
 }
 
-const sets = 2 * int(backend.Holders)
+var anybody = []selector{nil}
 
-var grantSets = func() (all [sets]grantSet) {
-	for holder, s := range [...]struct {
-		name, comment string
-		who           [2]*field // IPv4, IPv6
-	}{
-		backend.Everyone: {name: setGranted, comment: "addresses that DNS answers have opened"},
-		backend.Machine:  {name: "granted-local", comment: "opened by DNS answers to this machine"},
-		backend.User:     {name: "granted-user", comment: "opened by DNS answers to that user's programs"},
-		backend.Unit:     {name: "granted-unit", comment: "opened by DNS answers to that cgroup's programs"},
-		backend.Client:   {"granted-client", "opened by a DNS answer to that client", [2]*field{&source4, &source6}},
-		backend.Link:     {"granted-link", "opened by a DNS answer to the client with that Ethernet address", [2]*field{&etherSource, &etherSource}},
-	} {
-		for i, ipv4 := range []bool{true, false} {
-			all[2*holder+i] = grantSet{forVersion(s.name, ipv4), s.comment, backend.Holder(holder), ipv4, s.who[i]}
-		}
+// cgroups are one's own and all above it. Numbers of cgroups are never the same at two
+// levels. Grants are mostly held deep down, and a level that is deeper than the packet's
+// cgroup costs least.
+var cgroups = func() (all []selector) {
+	for level := backend.MaxLevel; level > 0; level-- {
+		all = append(all, selector{bySocketIn(level)})
 	}
 	return all
 }()
 
-// setOf is the index of the set that a grant stands in.
-func setOf(k backend.Key) int {
-	if k.Is4() {
-		return 2 * int(k.Holder)
+func (k *kind) ways(ipv4 bool) []selector {
+	if ipv4 {
+		return k.who4
 	}
-	return 2*int(k.Holder) + 1
+	return k.who6
 }
 
-// grantSetsFor returns the sets of grants that the rules have.
-func grantSetsFor(r backend.Rules) (have []*grantSet) {
-	for i := range grantSets {
-		if r.Know(backend.Scope{Holder: grantSets[i].holder}) {
-			have = append(have, &grantSets[i])
+// grantSets are the sets of grants that rules have, at their numbers: see setOf.
+type grantSets []*grantSet
+
+// setOf is the number of the set that a grant stands in.
+func setOf(k *backend.Key) int {
+	n := 2 * (int(k.Class)*int(backend.Holders) + int(k.Holder))
+	if k.Is4() {
+		return n
+	}
+	return n + 1
+}
+
+func newGrantSets(r backend.Rules) (sets grantSets) {
+	for _, c := range classesOf(r) {
+		for h := range backend.Holders {
+			scope := backend.Scope{Holder: h, Class: c.number}
+			if !r.Know(scope) {
+				continue
+			}
+			for _, ipv4 := range []bool{true, false} {
+				s := &grantSet{scope: scope, class: c, ipv4: ipv4, kind: &kinds[h]}
+				s.name, s.who = s.named(setGranted), s.kind.ways(ipv4)[0]
+				first := netip.IPv6Unspecified()
+				if ipv4 {
+					first = netip.IPv4Unspecified()
+				}
+				if h == backend.Client {
+					s.scope.ID = first.As16()
+				}
+				n := setOf(&backend.Key{Scope: scope, IP: first.As16()})
+				sets = append(sets, make(grantSets, max(n+1-len(sets), 0))...)
+				sets[n] = s
+			}
 		}
 	}
-	return have
+	return sets
 }
 
-var (
-	source4 = field{
-		text: "ip saddr", key: nftables.TypeIPAddr, size: 4, load: payload(expr.PayloadBaseNetworkHeader, 12, 4),
-		id:    func(s *backend.Scope) []byte { return s.ID[12:] },
-		scope: func(id []byte) backend.Scope { return backend.ClientScope(netip.AddrFrom4([4]byte(id))) },
-		print: addrText,
-	}
-	source6 = field{
-		text: "ip6 saddr", key: nftables.TypeIP6Addr, size: 16, load: payload(expr.PayloadBaseNetworkHeader, 8, 16),
-		id:    func(s *backend.Scope) []byte { return s.ID[:] },
-		scope: func(id []byte) backend.Scope { return backend.ClientScope(netip.AddrFrom16([16]byte(id))) },
-		print: addrText,
-	}
-	etherSource = field{
-		near: true,
-		text: "ether saddr", key: nftables.TypeEtherAddr, size: 6, load: payload(expr.PayloadBaseLLHeader, 6, 6),
-		check: []expr.Any{load(expr.MetaKeyIIFTYPE), is(1, 0)}, // ARPHRD_ETHER
-		id:    func(s *backend.Scope) []byte { return s.ID[4:10] },
-		scope: func(id []byte) backend.Scope { return backend.LinkScope(0, [6]byte(id)) },
-		print: func(id []byte) string { return net.HardwareAddr(id).String() },
-	}
-)
-
-func addrText(b []byte) string {
-	addr, _ := netip.AddrFromSlice(b)
-	return addr.String()
+// all returns the sets without the gaps between them.
+func (sets grantSets) all() []*grantSet {
+	return slices.DeleteFunc(slices.Clone(sets), func(s *grantSet) bool { return s == nil })
 }
 
-// key is the type of the set's keys.
-func (s *grantSet) key() nftables.SetDatatype {
-	to := nftables.TypeIP6Addr
-	if s.ipv4 {
-		to = nftables.TypeIPAddr
-	}
-	if s.who == nil {
-		return to
-	}
-	return nftables.MustConcatSetType(s.who.key, to)
+// opening returns the sets with grants that open a chain, to these holders. Only the
+// chain of what this machine sends can tell who has sent it.
+func (sets grantSets) opening(holders []backend.Holder, local bool) []*grantSet {
+	return slices.DeleteFunc(sets.all(), func(s *grantSet) bool {
+		return !slices.Contains(holders, s.scope.Holder) || s.class.predicates.Local() && !local
+	})
+}
+
+// named is the name of a set, of this one's kind, class and IP version.
+func (s *grantSet) named(begin string) string {
+	return forVersion(begin+s.kind.name, s.ipv4) + s.class.suffix
+}
+
+// key is what the set's keys are made of.
+func (s *grantSet) key(who selector) selector {
+	return append(who[:len(who):len(who)], destination(s.ipv4))
 }
 
 // appendKey writes k as the kernel compares it.
 func (s *grantSet) appendKey(b []byte, k *backend.Key) []byte {
-	if s.who != nil {
-		b = pad(append(b, s.who.id(&k.Scope)...))
+	for i := range s.who {
+		f := &s.who[i]
+		b = pad(append(b, k.ID[f.at:f.at+f.size()]...))
 	}
 	if s.ipv4 {
 		return append(b, k.IP[12:]...)
@@ -125,64 +133,39 @@ func (s *grantSet) appendKey(b []byte, k *backend.Key) []byte {
 
 // parseKey reads what appendKey writes.
 func (s *grantSet) parseKey(b []byte) (k backend.Key, ok bool) {
-	who, addr := s.split(b)
-	ip, ok := netip.AddrFromSlice(addr)
-	if !ok || ip.Is4() != s.ipv4 || s.who != nil && len(who) != s.who.size {
-		return k, false
-	}
-	scope := backend.Scope{Holder: s.holder}
-	if s.who != nil {
-		scope = s.who.scope(who)
-	}
-	return scope.Key(ip), true
-}
-
-func (s *grantSet) split(key []byte) (who, addr []byte) {
-	if s.who == nil {
-		return nil, key
-	}
-	start := align(s.who.size)
-	if len(key) < start {
-		return nil, nil
-	}
-	return key[:s.who.size], key[start:]
-}
-
-// keyText is a key as nft prints it.
-func (s *grantSet) keyText(key []byte) string {
-	who, addr := s.split(key)
-	if s.who == nil {
-		return addrText(addr)
-	}
-	return s.who.print(who) + " . " + addrText(addr)
-}
-
-// match is the condition that the packet's sender holds a grant for where it goes.
-func (s *grantSet) match() match {
-	name, exprs, to := "ip6 daddr", isIPv6, destination6
-	if s.ipv4 {
-		name, exprs, to = "ip daddr", isIPv4, destination4
-	}
-	lookup := &expr.Lookup{SourceRegister: register, SetName: s.name}
-	if s.who == nil {
-		return match{text: name + " @" + s.name, exprs: append(exprs[:2:2], to, lookup)}
-	}
-	// The address goes into the first free register of four bytes.
-	next := *to.(*expr.Payload)
-	next.DestRegister = firstRegister32 + uint32(align(s.who.size)/4)
-	text := s.who.text + " . " + name + " @" + s.name
-	all := slices.Clone(exprs)
-	if s.who.near {
-		source, set := source6, forVersion(setOnLink, s.ipv4)
-		if s.ipv4 {
-			source = source4
+	scope := s.scope
+	for i := range s.who {
+		f := &s.who[i]
+		if len(b) < align(f.size()) {
+			return k, false
 		}
-		all = append(all, source.load, &expr.Lookup{SourceRegister: register, SetName: set})
-		text = source.text + " @" + set + " " + text
+		copy(scope.ID[f.at:], b[:f.size()])
+		b = b[align(f.size()):]
 	}
-	all = append(append(all, s.who.check...), s.who.load, &next, lookup)
-	return match{text: text, exprs: all}
+	ip, ok := netip.AddrFromSlice(b)
+	return scope.Key(ip), ok && ip.Is4() == s.ipv4
 }
 
-// firstRegister32 is NFT_REG32_00, the first four bytes of register 1.
-const firstRegister32 = 8
+// rules do something to packets of holders of grants: where a set, this one or another
+// with the same keys, has what holder and destination make. That is looked up first,
+// since most packets have nothing there.
+func (s *grantSet) rules(comment, set string, do func(key selector) ([]match, verdict)) (rules []rule) {
+	for _, conditions := range s.class.matches() {
+		if s.kind.near {
+			conditions = append(conditions, selector{source(s.ipv4)}.in(forVersion(setOnLink, s.ipv4)))
+		}
+		for _, who := range s.kind.ways(s.ipv4) {
+			key := s.key(who)
+			also, verdict := do(key)
+			rules = append(rules, rule{comment, slices.Concat([]match{key.in(set)}, conditions, also), verdict})
+		}
+	}
+	return rules
+}
+
+func letThrough(selector) ([]match, verdict) { return nil, accept }
+
+// gcInterval is how often the kernel looks for expired grants. Its default of a
+// second costs 6 % of a core with a million of them; since the writer removes
+// what has run out, the kernel only has to be sure to do it some time.
+const gcInterval = time.Minute

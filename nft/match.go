@@ -11,11 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A match is one condition of a rule, or a counter: what nft prints of it and
-// the kernel's expressions for it, side by side so that they can be compared at
-// a glance. A test loads every ruleset and compares with what nft prints.
+// A match is one condition of a rule, or a statement that decides nothing: what
+// nft prints of it and the kernel's expressions for it, side by side so that they
+// can be compared at a glance. A test loads every ruleset and compares with what
+// nft prints.
 type match struct {
 	text  string
+	ip    []expr.Any // the version of IP it is about: looked at once a rule, before the first that has one
 	exprs []expr.Any
 	set   *literal // its elements, when the last expression looks up a set literal
 }
@@ -26,28 +28,31 @@ type literal struct {
 	elements []nftables.SetElement
 }
 
-// A verdict ends a rule.
+// A verdict ends a rule. Rules that decide nothing have none.
 type verdict struct {
-	text string
-	expr expr.Any
+	text  string
+	exprs []expr.Any
 }
 
 var (
-	accept           = verdict{"accept", &expr.Verdict{Kind: expr.VerdictAccept}}
-	drop             = verdict{"drop", &expr.Verdict{Kind: expr.VerdictDrop}}
-	rejectProhibited = verdict{"reject with icmpx admin-prohibited", &expr.Reject{
+	accept           = verdict{"accept", []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}}
+	drop             = verdict{"drop", []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}}
+	rejectProhibited = verdict{"reject with icmpx admin-prohibited", []expr.Any{&expr.Reject{
 		Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED,
-	}}
+	}}}
 )
 
-// All expressions use one register, as nft does for such rules.
+// goBack goes on after the rule that has sent the packet to the chain.
+var goBack = verdict{"return", []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}}}
+
+func jump(chain string) verdict {
+	return verdict{"jump " + chain, []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}}
+}
+
+// register is the first one. Most expressions need no other.
 const register = 1
 
-func load(key expr.MetaKey) expr.Any { return &expr.Meta{Key: key, Register: register} }
-
-func payload(base expr.PayloadBase, offset, length uint32) expr.Any {
-	return &expr.Payload{DestRegister: register, Base: base, Offset: offset, Len: length}
-}
+func load(key expr.MetaKey) expr.Any { return meta(key)(register) }
 
 func compare(op expr.CmpOp, data ...byte) expr.Any {
 	return &expr.Cmp{Op: op, Register: register, Data: data}
@@ -63,24 +68,21 @@ func mask(bits ...byte) expr.Any {
 }
 
 var (
-	isIPv4 = []expr.Any{load(expr.MetaKeyNFPROTO), is(unix.NFPROTO_IPV4)}
-	isIPv6 = []expr.Any{load(expr.MetaKeyNFPROTO), is(unix.NFPROTO_IPV6)}
-
 	ipVersion4  = match{text: "meta nfproto ipv4", exprs: isIPv4}
 	counter     = match{text: "counter packets 0 bytes 0", exprs: []expr.Any{&expr.Counter{}}}
 	oifLoopback = match{text: `oif "lo"`, exprs: []expr.Any{
 		// Loopback has index 1 in every namespace (LOOPBACK_IFINDEX).
 		load(expr.MetaKeyOIF), is(binary.NativeEndian.AppendUint32(nil, 1)...),
 	}}
-	arming = match{text: "meta nfproto @" + setArming, exprs: []expr.Any{
-		load(expr.MetaKeyNFPROTO), &expr.Lookup{SourceRegister: register, SetName: setArming},
+	notLoopback = match{text: `iif != "lo"`, exprs: []expr.Any{
+		load(expr.MetaKeyIIF), compare(expr.CmpOpNeq, binary.NativeEndian.AppendUint32(nil, 1)...),
 	}}
 	notGuarded = match{text: "iifname != @" + setGuarded, exprs: []expr.Any{
 		load(expr.MetaKeyIIFNAME), &expr.Lookup{SourceRegister: register, SetName: setGuarded, Invert: true},
 	}}
 	tcpMidStream = match{text: "tcp flags ! syn", exprs: []expr.Any{
 		load(expr.MetaKeyL4PROTO), is(unix.IPPROTO_TCP),
-		payload(expr.PayloadBaseTransportHeader, 13, 1), mask(0x02), is(0),
+		payload(expr.PayloadBaseTransportHeader, 13, 1)(register), mask(0x02), is(0),
 	}}
 )
 
@@ -90,8 +92,15 @@ var (
 		load(expr.MetaKeyL4PROTO), &expr.Lookup{SourceRegister: register},
 	}, set: &literal{key: nftables.TypeInetProto, elements: []nftables.SetElement{{Key: []byte{unix.IPPROTO_TCP}}, {Key: []byte{unix.IPPROTO_UDP}}}}}
 	dnsPorts = match{text: "th dport { 53, 853 }", exprs: []expr.Any{
-		payload(expr.PayloadBaseTransportHeader, 2, 2), &expr.Lookup{SourceRegister: register},
+		toPort.load(register), &expr.Lookup{SourceRegister: register},
 	}, set: &literal{key: nftables.TypeInetService, elements: []nftables.SetElement{{Key: []byte{0, 53}}, {Key: []byte{853 >> 8, 853 & 0xff}}}}}
+)
+
+var (
+	liveConnection = ctState("established,related")
+	ctOriginal     = match{text: "ct direction original", exprs: []expr.Any{
+		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: register}, is(0), // IP_CT_DIR_ORIGINAL
+	}}
 )
 
 func ctState(names string) match {
@@ -111,8 +120,9 @@ func ctState(names string) match {
 }
 
 func hopLimit(n byte) match {
-	return match{text: fmt.Sprintf("ip6 hoplimit %d", n), exprs: append(isIPv6[:2:2],
-		payload(expr.PayloadBaseNetworkHeader, 7, 1), is(n))}
+	return match{text: fmt.Sprintf("ip6 hoplimit %d", n), ip: isIPv6, exprs: []expr.Any{
+		payload(expr.PayloadBaseNetworkHeader, 7, 1)(register), is(n),
+	}}
 }
 
 // icmpv6Types are the types of the IANA registry that rules here name.
@@ -128,7 +138,7 @@ func icmpv6(names ...string) match {
 	}
 	return match{text: "icmpv6 type { " + strings.Join(names, ", ") + " }", set: l, exprs: []expr.Any{
 		load(expr.MetaKeyL4PROTO), is(unix.IPPROTO_ICMPV6),
-		payload(expr.PayloadBaseTransportHeader, 0, 1), &expr.Lookup{SourceRegister: register},
+		payload(expr.PayloadBaseTransportHeader, 0, 1)(register), &expr.Lookup{SourceRegister: register},
 	}}
 }
 
@@ -136,41 +146,25 @@ func udpPorts(source, destination uint16) match {
 	ports := binary.BigEndian.AppendUint16(nil, source)
 	ports = binary.BigEndian.AppendUint16(ports, destination)
 	return match{text: fmt.Sprintf("udp sport %d udp dport %d", source, destination), exprs: []expr.Any{
-		load(expr.MetaKeyL4PROTO), is(unix.IPPROTO_UDP), payload(expr.PayloadBaseTransportHeader, 0, 4), is(ports...),
+		load(expr.MetaKeyL4PROTO), is(unix.IPPROTO_UDP), payload(expr.PayloadBaseTransportHeader, 0, 4)(register), is(ports...),
 	}}
 }
 
-// Where the destination stands in the headers.
-var (
-	destination4 = payload(expr.PayloadBaseNetworkHeader, 16, 4)
-	destination6 = payload(expr.PayloadBaseNetworkHeader, 24, 16)
-)
-
 func ip6Destination(addr string) match {
-	return match{text: "ip6 daddr " + addr, exprs: append(isIPv6[:2:2],
-		destination6, is(netip.MustParseAddr(addr).AsSlice()...))}
+	return destination6.is(netip.MustParseAddr(addr).AsSlice())
 }
 
 func ip6DestinationPrefix(prefix string) match {
 	p := netip.MustParsePrefix(prefix)
-	m := match{text: "ip6 daddr " + prefix}
+	m := match{text: "ip6 daddr " + prefix, ip: isIPv6}
 	if whole := p.Bits() / 8; p.Bits()%8 == 0 { // nft loads just the bytes that count
-		m.exprs = append(isIPv6[:2:2], payload(expr.PayloadBaseNetworkHeader, 24, uint32(whole)), is(p.Addr().AsSlice()[:whole]...))
+		m.exprs = []expr.Any{payload(expr.PayloadBaseNetworkHeader, 24, uint32(whole))(register), is(p.Addr().AsSlice()[:whole]...)}
 		return m
 	}
 	bits := make([]byte, 16)
 	for i := range p.Bits() {
 		bits[i/8] |= 0x80 >> (i % 8)
 	}
-	m.exprs = append(isIPv6[:2:2], destination6, mask(bits...), is(p.Addr().AsSlice()...))
+	m.exprs = []expr.Any{destination6.load(register), mask(bits...), is(p.Addr().AsSlice()...)}
 	return m
-}
-
-func destinationIn(set string, ipv4 bool) match {
-	name := forVersion(set, ipv4)
-	lookup := &expr.Lookup{SourceRegister: register, SetName: name}
-	if ipv4 {
-		return match{text: "ip daddr @" + name, exprs: append(isIPv4[:2:2], destination4, lookup)}
-	}
-	return match{text: "ip6 daddr @" + name, exprs: append(isIPv6[:2:2], destination6, lookup)}
 }

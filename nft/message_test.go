@@ -37,15 +37,19 @@ func split(t *testing.T, b []byte) (all []message) {
 	return all
 }
 
+// scopedSets are the sets of grants of all kinds of holders.
+func scopedSets() grantSets { return newGrantSets(backendtest.ScopedRules()) }
+
 func elementsOf(set *grantSet, n int) (elements []element) {
 	for i, a := range backendtest.Addrs(0, 2*n) {
-		scope := backend.Scope{Holder: set.holder}
-		switch set.holder {
-		case backend.Client:
-			scope = backend.ClientScope(a)
-		case backend.Link:
-			scope = backend.LinkScope(0, [6]byte{2, 3, 4, 5, byte(i >> 8), byte(i)})
-		}
+		scope := map[backend.Holder]backend.Scope{
+			backend.Machine: {Holder: backend.Machine},
+			backend.User:    backend.UserScope(uint32(i)),
+			backend.Unit:    backend.UnitScope(1<<40 + uint64(i)),
+			backend.Client:  backend.ClientScope(a),
+			backend.Link:    backend.LinkScope(uint32(i), [6]byte{2, 3, 4, 5, byte(i >> 8), byte(i)}),
+		}[set.scope.Holder]
+		scope.Class = set.scope.Class
 		if a.Is4() == set.ipv4 {
 			elements = append(elements, element{scope.Key(a), time.Duration(len(elements)+1) * time.Millisecond})
 		}
@@ -56,8 +60,17 @@ func elementsOf(set *grantSet, n int) (elements []element) {
 // Elements come back from their messages as they went in, and no message is
 // longer than an attribute can be.
 func TestElementsRoundTrip(t *testing.T) {
-	for i := range grantSets {
-		set := &grantSets[i]
+	sets := scopedSets()
+	if n := len(sets.all()); n != 2*(6+6+4) {
+		t.Errorf("%d sets", n)
+	}
+	for n, set := range sets {
+		if set == nil {
+			continue
+		}
+		if got := setOf(&elementsOf(set, 1)[0].key); got != n {
+			t.Errorf("%s has number %d, want %d", set.name, got, n)
+		}
 		for _, n := range []int{0, 1, 2, perMessage, perMessage + 1, 3*perMessage - 1} {
 			want := elementsOf(set, n)
 			var b batch
@@ -92,7 +105,7 @@ func TestElementsRoundTrip(t *testing.T) {
 				}
 			}
 			if !slices.Equal(got, want) {
-				t.Errorf("%d elements, IPv4 %v: got %d", n, set.ipv4, len(got))
+				t.Errorf("%d elements of %s: got %d", n, set.name, len(got))
 			}
 		}
 	}
@@ -100,8 +113,9 @@ func TestElementsRoundTrip(t *testing.T) {
 
 // A life under a millisecond is a millisecond: without one, an element stays.
 func TestNoElementIsForGood(t *testing.T) {
+	set := scopedSets()[0]
 	for _, left := range []time.Duration{1, time.Microsecond, time.Millisecond - 1} {
-		b := appendElements(nil, "t", &grantSets[0], []element{{elementsOf(&grantSets[0], 1)[0].key, left}})
+		b := appendElements(nil, "t", set, []element{{elementsOf(set, 1)[0].key, left}})
 		timeout := appendUint64(nil, unix.NFTA_SET_ELEM_TIMEOUT, 1)
 		if !strings.Contains(string(b), string(timeout)) {
 			t.Errorf("%v: %x", left, b)
@@ -133,9 +147,9 @@ func TestParseElement(t *testing.T) {
 		{"cut off", key(192, 0, 2, 1)[:9], "", 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			set := &grantSets[0]
+			set := scopedSets()[0]
 			if tt.name == "IPv6" {
-				set = &grantSets[1]
+				set = scopedSets()[1]
 			}
 			e, ok := parseElement(tt.data, set)
 			if ok != (tt.want != "") || ok && e.key.Addr().String() != tt.want || e.left != tt.left {
@@ -147,11 +161,12 @@ func TestParseElement(t *testing.T) {
 
 func TestBatch(t *testing.T) {
 	var b batch
+	set := scopedSets()[0]
 	for _, dryRun := range []bool{false, true, false} { // the buffer is used again
 		b.begin(7)
 		b.dryRun = dryRun
 		for range 2 {
-			b.addElements(unix.NFT_MSG_NEWSETELEM, 0, "t", &grantSets[0], elementsOf(&grantSets[0], 3))
+			b.addElements(unix.NFT_MSG_NEWSETELEM, 0, "t", set, elementsOf(set, 3))
 		}
 		msgs := split(t, b.finish(100))
 		end := msgs[len(msgs)-1]

@@ -6,15 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"hash/maphash"
 	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
 )
 
 // Backend is the nftables backend. Its writer owns the connection to the kernel
@@ -44,8 +43,9 @@ var _ backend.Backend = (*Backend)(nil)
 // A request is the grants of one answer, waiting for the kernel.
 type request struct {
 	grants []backend.Grant
-	late   time.Time  // nobody waits any longer
-	done   chan error // holds one; nil where nobody waits
+	again  []expiry.Ended[backend.Key] // grants to be restored, instead
+	late   time.Time                   // nobody waits any longer
+	done   chan error                  // holds one; nil where nobody waits
 }
 
 // settle tells the result to whoever waits. Only the first one counts.
@@ -64,7 +64,7 @@ const maxWaiting = 1 << 16
 // table of what is in force must have no other writer.
 func New(inForce *backend.InForce, events backend.Observer) *Backend {
 	b := &Backend{inForce: inForce, events: events, wake: make(chan struct{}, 1), stop: make(chan struct{})}
-	b.writer.Backend, b.writer.ownership = b, tableOwned
+	b.writer.Backend, b.writer.ownership, b.writer.seed = b, tableOwned, maphash.MakeSeed()
 	b.clock = time.AfterFunc(time.Hour, b.settleLate)
 	b.clock.Stop()
 	go b.run()
@@ -209,7 +209,7 @@ func (b *Backend) List() ([]backend.Grant, error) {
 	}
 	defer s.close()
 	var grants []backend.Grant
-	for _, set := range grantSetsFor(rules) {
+	for _, set := range newGrantSets(rules).all() {
 		if err := s.dump(rules.Table, set, func(part []element) bool {
 			now := time.Now()
 			for _, e := range part {
@@ -266,39 +266,3 @@ func (b *Backend) take(limit int) []*request {
 	b.waiting -= grants
 	return b.taken
 }
-
-// explain turns errnos into what an administrator can act on.
-func explain(err error) error {
-	var taken *takenError
-	switch {
-	case errors.As(err, &taken):
-		return err
-	case errors.Is(err, unix.EPERM):
-		return &backend.PermissionError{Need: "CAP_NET_ADMIN", Err: err}
-	case errors.Is(err, unix.ENFILE):
-		return backend.ErrFull
-	case errors.Is(err, unix.ERESTART):
-		return fmt.Errorf("other programs change their firewall rules without a pause: %w", err)
-	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EAFNOSUPPORT):
-		return &unsupportedError{err}
-	case errors.Is(err, os.ErrNotExist):
-		return &missingError{err}
-	}
-	return err
-}
-
-// unsupportedError means a kernel without what the rules need.
-type unsupportedError struct{ err error }
-
-func (e *unsupportedError) Error() string {
-	return "this kernel cannot do it: " + e.err.Error() + " (Linux 5.10 or later with nf_tables, nft_ct, nft_reject_inet is needed)"
-}
-func (e *unsupportedError) Unwrap() error { return e.err }
-
-// missingError means that something the rules refer to is not there.
-type missingError struct{ err error }
-
-func (e *missingError) Error() string {
-	return e.err.Error() + ": the table is gone, or the kernel lacks a module (nf_tables, nft_ct, nft_reject_inet)"
-}
-func (e *missingError) Unwrap() error { return e.err }

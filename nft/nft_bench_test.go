@@ -2,6 +2,7 @@ package nft
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -35,10 +36,14 @@ func benchBackend(b *testing.B, table string, events backend.Observer) *Backend 
 			b.Error(err)
 		}
 	})
-	if err := n.Open(backend.Rules{Table: table, Gateway: true, GatewayHolders: []backend.Holder{backend.Everyone}, MaxGrants: 1 << 24}); err != nil {
+	if err := n.Open(benchRules(table)); err != nil {
 		b.Fatal(err)
 	}
 	return n
+}
+
+func benchRules(table string) backend.Rules {
+	return backend.Rules{Table: table, Gateway: true, GatewayHolders: []backend.Holder{backend.Everyone, backend.Client}, MaxGrants: 1 << 24, MaxGrantsClient: 1000, MaxGrantsName: 100}
 }
 
 var benchNumber atomic.Uint32
@@ -49,7 +54,14 @@ func benchAddr() netip.Addr {
 }
 
 // What one answer waits for, alone and in company.
-func BenchmarkGrant(b *testing.B) {
+func BenchmarkGrant(b *testing.B) { benchGrant(b, backend.Scope{}) }
+
+// The same for a client that has as many as it may, and loses one for each.
+func BenchmarkGrantAtTheLimit(b *testing.B) {
+	benchGrant(b, backend.ClientScope(netip.MustParseAddr("192.168.0.2")))
+}
+
+func benchGrant(b *testing.B, scope backend.Scope) {
 	for _, waiters := range []int{1, 8, 64} {
 		b.Run(fmt.Sprintf("waiters=%d", waiters), func(b *testing.B) {
 			events := &benchObserver{}
@@ -62,7 +74,8 @@ func BenchmarkGrant(b *testing.B) {
 			for range waiters {
 				wg.Go(func() {
 					for left.Add(-1) >= 0 {
-						g := []backend.Grant{{Addr: benchAddr(), Until: time.Now().Add(5 * time.Minute)}}
+						addr := benchAddr()
+						g := []backend.Grant{{Scope: scope, Addr: addr, Until: time.Now().Add(5 * time.Minute), Name: uint64(binary.BigEndian.Uint32(addr.AsSlice()))}}
 						if err := n.Grant(context.Background(), g, time.Minute); err != nil {
 							b.Error(err)
 							return
@@ -88,6 +101,7 @@ func BenchmarkTransaction(b *testing.B) {
 		b.Fatal(err)
 	}
 	b.Cleanup(s.close)
+	set := newGrantSets(benchRules("bench"))[0]
 	for _, size := range []int{1, 10, 100, 1000} {
 		b.Run(fmt.Sprintf("elements=%d", size), func(b *testing.B) {
 			b.ReportAllocs()
@@ -98,12 +112,46 @@ func BenchmarkTransaction(b *testing.B) {
 					elements[i] = element{key: backend.KeyOf(benchAddr()), left: 20 * time.Second}
 				}
 				batch.begin(0)
-				batch.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, "bench", &grantSets[0], elements)
+				batch.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, "bench", set, elements)
 				if err := s.transact(&batch); err != nil {
 					b.Fatal(err)
 				}
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*size), "ns/element")
 		})
+	}
+}
+
+// Our own part of a transaction, for holders whose keys are made of more and more.
+func BenchmarkEncode(b *testing.B) {
+	rules := backendtest.ScopedRules()
+	sets := newGrantSets(rules)
+	for name, scope := range map[string]backend.Scope{
+		"everyone": {}, "client": backend.ClientScope(netip.MustParseAddr("192.0.2.1")), "link": backend.LinkScope(7, [6]byte{2}),
+		"unit": backend.UnitScope(1 << 40), "class": {Class: 1},
+	} {
+		for _, size := range []int{1, 100} {
+			b.Run(fmt.Sprintf("holder=%s/elements=%d", name, size), func(b *testing.B) {
+				b.ReportAllocs()
+				var batch batch
+				var p plan
+				var keys []backend.Key
+				for range size {
+					keys = append(keys, scope.Key(benchAddr()))
+				}
+				for b.Loop() {
+					p.reset()
+					for _, k := range keys {
+						p.want(k, expiry.Accounts{}, time.Minute)
+					}
+					p.sort()
+					batch.begin(0)
+					for _, set := range p.touched {
+						batch.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, "bench", sets[set], p.changes[set].additions)
+					}
+					batch.finish(1)
+				}
+			})
+		}
 	}
 }

@@ -69,26 +69,26 @@ func knowsNoOwners(err error, m *netlink.Message) bool {
 const mostCarried = 4000
 
 // carry adds grants that are to be restored to the batch, and returns them.
-func (w *writer) carry(table string) []expiry.Ended[backend.Key] {
+func (w *writer) carry(rs ruleset) []expiry.Ended[backend.Key] {
 	now := time.Now()
 	w.restore = slices.DeleteFunc(w.restore, func(e expiry.Ended[backend.Key]) bool { return e.Until.Sub(now) <= tickOfKernel })
 	carried := w.restore[:min(len(w.restore), mostCarried)]
 	w.plan.reset()
 	for _, e := range carried {
-		set := setOf(e.Key)
-		w.plan.additions[set] = append(w.plan.additions[set], element{e.Key, e.Until.Sub(now)})
+		w.plan.add(e.Key, e.Until.Sub(now))
 	}
-	for i := range grantSets {
-		w.batch.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, table, &grantSets[i], w.plan.additions[i])
+	for _, set := range w.plan.touched {
+		w.batch.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, rs.table, rs.grants[set], w.plan.changes[set].additions)
 	}
 	return carried
 }
 
 // carriedOver enters grants that have come back with the rules.
 func (w *writer) carriedOver(grants []expiry.Ended[backend.Key]) {
-	for _, e := range grants {
-		if w.inForce.Set(e.Key, e.Until) {
-			w.count(e.Key, 1)
+	for i := range grants {
+		e := &grants[i]
+		if w.inForce.Set(e.Key, e.Until, e.Of) {
+			w.live.count(&e.Key, 1)
 		}
 	}
 	w.restore = w.restore[len(grants):]
@@ -126,11 +126,3 @@ func (w *writer) lookAround() {
 func allGone(before, now []uint64) bool {
 	return !slices.ContainsFunc(before, func(h uint64) bool { return slices.Contains(now, h) })
 }
-
-// takenError means that the table belongs to somebody else's socket.
-type takenError struct{ err error }
-
-func (e *takenError) Error() string {
-	return "the table belongs to another process, most likely a second CoreDNS (nft list table shows which): " + e.err.Error()
-}
-func (e *takenError) Unwrap() error { return e.err }

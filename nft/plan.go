@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
 )
 
 // A plan is what one transaction is to do. Its memory is used again.
@@ -11,26 +12,36 @@ type plan struct {
 	grants []planned
 	index  map[backend.Key]int // of grants, when there are many
 
-	// By set: see grantSets. Removals come first, so that a grant in both is
-	// renewed in one step.
-	removals, additions    [sets][]element
+	changes                []change // by set: see setOf
+	touched                []int    // the sets that have any
 	made, renewed, removed int
+
+	demands map[account]demand // filled only where limits are near
 }
+
+// A change is what the transaction is to do to one set. Removals come first, so that
+// a grant in both is renewed in one step.
+type change struct{ removals, additions []element }
 
 // planned is one grant that the transaction is to put in force.
 type planned struct {
 	key     backend.Key
+	of      expiry.Accounts
 	left    time.Duration // of its life, as wanted
 	has     time.Duration // of its life, in the kernel
 	present bool          // in the kernel
+	fresh   bool          // new in the table of what is in force; filled only where limits are near
 }
 
 func (p *plan) reset() {
 	p.grants = p.grants[:0]
 	clear(p.index)
-	for i := range p.removals {
-		p.removals[i], p.additions[i] = p.removals[i][:0], p.additions[i][:0]
+	clear(p.demands)
+	for _, set := range p.touched {
+		c := &p.changes[set]
+		c.removals, c.additions = c.removals[:0], c.additions[:0]
 	}
+	p.touched = p.touched[:0]
 	p.made, p.renewed, p.removed = 0, 0, 0
 }
 
@@ -53,13 +64,15 @@ func (p *plan) find(k backend.Key) *planned {
 	return nil
 }
 
-// want plans that k is to last at least so long.
-func (p *plan) want(k backend.Key, left time.Duration) {
+// want plans that k is to last at least so long. What is wanted for two names counts
+// for none.
+func (p *plan) want(k backend.Key, of expiry.Accounts, left time.Duration) {
 	if g := p.find(k); g != nil {
 		g.left = max(g.left, left)
+		g.of = g.of.And(of)
 		return
 	}
-	p.grants = append(p.grants, planned{key: k, left: left})
+	p.grants = append(p.grants, planned{key: k, of: of, left: left})
 	switch n := len(p.grants); {
 	case n > few+1:
 		p.index[k] = n - 1
@@ -73,9 +86,27 @@ func (p *plan) want(k backend.Key, left time.Duration) {
 	}
 }
 
+// of returns what the transaction is to do to the grant's set.
+func (p *plan) of(k *backend.Key) *change {
+	set := setOf(k)
+	if n := set + 1 - len(p.changes); n > 0 {
+		p.changes = append(p.changes, make([]change, n)...)
+	}
+	c := &p.changes[set]
+	if len(c.removals)+len(c.additions) == 0 {
+		p.touched = append(p.touched, set)
+	}
+	return c
+}
+
 func (p *plan) remove(k backend.Key) {
-	i := setOf(k)
-	p.removals[i] = append(p.removals[i], element{key: k})
+	c := p.of(&k)
+	c.removals = append(c.removals, element{key: k})
+}
+
+func (p *plan) add(k backend.Key, left time.Duration) {
+	c := p.of(&k)
+	c.additions = append(c.additions, element{k, left})
 }
 
 // sort turns what is wanted and what is there into removals and additions. A
@@ -92,16 +123,8 @@ func (p *plan) sort() {
 		default:
 			p.made++
 		}
-		set := setOf(g.key)
-		p.additions[set] = append(p.additions[set], element{g.key, g.left})
+		p.add(g.key, g.left)
 	}
 }
 
-func (p *plan) empty() bool {
-	for i := range p.removals {
-		if len(p.removals[i]) > 0 || len(p.additions[i]) > 0 {
-			return false
-		}
-	}
-	return true
-}
+func (p *plan) empty() bool { return len(p.touched) == 0 }

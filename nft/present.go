@@ -1,9 +1,9 @@
 package nft
 
 import (
-	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/nftables"
@@ -29,18 +29,24 @@ func (rs ruleset) adoptable(p present) bool {
 		}
 	}
 	for _, s := range rs.sets {
-		if have := p.sets[s.name]; have != nil && s.timeout &&
-			(!have.HasTimeout || have.Interval || have.KeyType.Name != s.key.Name || have.Size != uint32(s.size)) {
+		if have := p.sets[s.name]; have != nil && s.timeout && !s.standsAs(have) {
 			return false
 		}
 	}
 	for _, c := range rs.chains {
-		if have := p.chains[c.name]; have != nil &&
-			(have.Hooknum == nil || *have.Hooknum != *c.hook || have.Priority == nil || *have.Priority != *nftables.ChainPriorityFilter || have.Type != nftables.ChainTypeFilter) {
+		if have := p.chains[c.name]; have != nil && !c.base.standsAs(have) {
 			return false
 		}
 	}
 	return true
+}
+
+// standsAs reports whether packets come through a chain in the kernel as they should.
+func (b *base) standsAs(have *nftables.Chain) bool {
+	if b == nil || have.Hooknum == nil || have.Priority == nil {
+		return b == nil && have.Hooknum == nil
+	}
+	return *have.Hooknum == *b.hook && *have.Priority == *b.priority && have.Type == b.kind
 }
 
 // readTimeout bounds the wait for an answer of the kernel that got lost.
@@ -80,12 +86,7 @@ func readTable(name string) (present, error) {
 		if err != nil {
 			return p, err
 		}
-		var all []string
-		for _, e := range elements {
-			all = append(all, fmt.Sprint(e.Key, e.IntervalEnd))
-		}
-		slices.Sort(all)
-		p.fixed[s.Name] = all
+		p.fixed[s.Name] = outline(elements)
 	}
 	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
@@ -109,7 +110,17 @@ func readTable(name string) (present, error) {
 
 // hasGrants reports whether sets for grants stand there.
 func (p present) hasGrants() bool {
-	return slices.ContainsFunc(grantSets[:], func(s grantSet) bool { return p.sets[s.name] != nil })
+	for name := range p.sets {
+		if strings.HasPrefix(name, setGranted) {
+			return true
+		}
+	}
+	return false
+}
+
+// holds reports whether a set without timeouts stands there with all that it is to hold.
+func (p present) holds(s set) bool {
+	return !s.timeout && s.standsAs(p.sets[s.name]) && slices.Equal(p.fixed[s.name], outline(s.elements()))
 }
 
 // same reports whether p and q have the same sets, chains and rules, and the

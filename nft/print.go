@@ -1,27 +1,17 @@
 package nft
 
 import (
-	"bytes"
-	"cmp"
 	"fmt"
 	"io"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	"go4.org/netipx"
-	"golang.org/x/sys/unix"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
-
-// gcInterval is how often the kernel looks for expired grants. Its default of a
-// second costs 6 % of a core with a million of them; since the writer removes
-// what has run out, the kernel only has to be sure to do it some time.
-const gcInterval = time.Minute
 
 // contents is what the kernel adds to a ruleset in use, as text.
 type contents struct {
@@ -37,37 +27,37 @@ func (rs ruleset) print(w io.Writer, now contents) {
 		fmt.Fprintf(w, "\tflags %s\n\n", flagsText(now.flags))
 	}
 	for _, s := range rs.sets {
-		fmt.Fprintf(w, "\tset %s {\n\t\ttype %s\n", s.name, s.key.Name)
+		fmt.Fprintf(w, "\tset %s {\n\t\ttype %s\n", s.name, s.key.key().Name)
 		if s.size > 0 {
 			fmt.Fprintf(w, "\t\tsize %d\n", s.size)
 		}
-		var have []string
-		switch {
-		case s.timeout:
-			fmt.Fprint(w, "\t\tflags timeout\n")
-			if s.size > 0 {
-				fmt.Fprintf(w, "\t\tgc-interval %dm\n", int(gcInterval.Minutes()))
-			}
-			have = now.elements[s.name]
-		case s.interval():
-			fmt.Fprint(w, "\t\tflags interval\n")
-			for _, r := range s.ranges {
-				have = append(have, rangeText(r))
-			}
-		default:
-			for _, name := range s.interfaces {
-				have = append(have, strconv.Quote(name))
+		var flags []string
+		for _, f := range []struct {
+			set  bool
+			name string
+		}{{s.interval, "interval"}, {s.dynamic, "dynamic"}, {s.timeout, "timeout"}} {
+			if f.set {
+				flags = append(flags, f.name)
 			}
 		}
-		fmt.Fprintf(w, "\t\tcomment %q\n", s.comment)
-		printElements(w, have, perLine(s))
+		if len(flags) > 0 {
+			fmt.Fprintf(w, "\t\tflags %s\n", strings.Join(flags, ","))
+		}
+		if s.gc > 0 {
+			fmt.Fprintf(w, "\t\tgc-interval %s\n", duration(s.gc))
+		}
+		fmt.Fprintf(w, "\t\tcomment \"%s\"\n", fit(s.comment))
+		printElements(w, append(s.texts(), now.elements[s.name]...), s.key.perLine())
 		fmt.Fprint(w, "\t}\n\n")
 	}
 	for i, c := range rs.chains {
 		if i > 0 {
 			fmt.Fprintln(w)
 		}
-		fmt.Fprintf(w, "\tchain %s {\n\t\ttype filter hook %s priority filter; policy drop;\n", c.name, hookNames[*c.hook])
+		fmt.Fprintf(w, "\tchain %s {\n", c.name)
+		if c.base != nil {
+			fmt.Fprintf(w, "\t\t%s\n", c.base.text)
+		}
 		for _, r := range c.rules {
 			text := r.String()
 			if counted := now.counters[c.name]; counted != "" {
@@ -80,27 +70,24 @@ func (rs ruleset) print(w io.Writer, now contents) {
 	fmt.Fprint(w, "}\n")
 }
 
-var hookNames = map[nftables.ChainHook]string{
-	*nftables.ChainHookOutput:  "output",
-	*nftables.ChainHookForward: "forward",
-}
-
 // String returns the rule as nft prints it.
 func (r rule) String() string {
-	var b strings.Builder
+	var parts []string
 	for _, m := range r.match {
-		b.WriteString(m.text + " ")
+		parts = append(parts, m.text)
 	}
-	fmt.Fprintf(&b, "%s comment %q", r.verdict.text, r.comment)
-	return b.String()
+	if r.verdict.text != "" {
+		parts = append(parts, r.verdict.text)
+	}
+	return fmt.Sprintf("%s comment %q", strings.Join(parts, " "), r.comment)
 }
 
-// perLine is how many elements nft puts on a line: two of those that are short.
-func perLine(s set) int {
-	if s.key.Bytes <= 4 {
-		return 2
+// perLine is how many elements nft puts on a line.
+func (s selector) perLine() int {
+	if len(s) > 1 || s[0].perLine == 0 {
+		return 1
 	}
-	return 1
+	return s[0].perLine
 }
 
 func printElements(w io.Writer, elements []string, perLine int) {
@@ -121,18 +108,9 @@ func printElements(w io.Writer, elements []string, perLine int) {
 	fmt.Fprint(w, " }\n")
 }
 
-func rangeText(r netipx.IPRange) string {
-	if p, ok := r.Prefix(); ok {
-		if p.IsSingleIP() {
-			return p.Addr().String()
-		}
-		return p.String()
-	}
-	return r.String()
-}
-
 // Print writes the rules as `nft list table` prints them, with the grants that
-// the kernel holds and what it has counted.
+// the kernel holds and what it has counted. Cgroups go by their numbers: nft looks
+// for one with that number, and in all hierarchies that it finds.
 func Print(w io.Writer, r backend.Rules) error {
 	rs := newRuleset(r)
 	now, err := rs.read()
@@ -162,10 +140,10 @@ func (rs ruleset) read() (contents, error) {
 		if err != nil {
 			return now, err
 		}
-		slices.SortFunc(elements, func(a, b nftables.SetElement) int { return s.compareKeys(a.Key, b.Key) })
+		slices.SortFunc(elements, func(a, b nftables.SetElement) int { return s.key.compare(a.Key, b.Key) })
 		for _, e := range elements {
 			now.elements[s.name] = append(now.elements[s.name],
-				fmt.Sprintf("%s timeout %s expires %s", s.keyText(e.Key), duration(e.Timeout), duration(e.Expires)))
+				fmt.Sprintf("%s timeout %s expires %s", s.key.text(e.Key), duration(e.Timeout), duration(e.Expires)))
 		}
 	}
 	for _, ch := range rs.chains {
@@ -193,27 +171,6 @@ func flagsText(flags uint32) string {
 		}
 	}
 	return strings.Join(names, ",")
-}
-
-// compareKeys orders elements as nft does: by their last field first.
-func (s set) compareKeys(a, b []byte) int {
-	if s.grants == nil {
-		return bytes.Compare(a, b)
-	}
-	whoA, addrA := s.grants.split(a)
-	whoB, addrB := s.grants.split(b)
-	return cmp.Or(bytes.Compare(addrA, addrB), bytes.Compare(whoA, whoB))
-}
-
-// keyText is the key of an element as nft prints it: of a grant, or an IP version.
-func (s set) keyText(key []byte) string {
-	if s.grants != nil {
-		return s.grants.keyText(key)
-	}
-	if key[0] == unix.NFPROTO_IPV4 {
-		return "ipv4"
-	}
-	return "ipv6"
 }
 
 // duration writes d as nft does: 1m29s984ms.

@@ -1,11 +1,11 @@
 package nft
 
 import (
-	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/google/nftables"
-	"go4.org/netipx"
+	"golang.org/x/sys/unix"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
@@ -14,27 +14,36 @@ import (
 // and print.go into the text that `nft list table` shows of it.
 type ruleset struct {
 	table  string
-	sets   []set
+	grants grantSets
+	sets   []set // those of grants among them
 	chains []chain
-}
-
-type set struct {
-	name, comment string
-	key           nftables.SetDatatype
-	size          int  // most elements; 0 for no bound
-	timeout       bool // elements end by themselves; they survive a reload
-	grants        *grantSet
-
-	// What a set without timeouts holds: one of these.
-	ranges     []netipx.IPRange
-	interfaces []string
 }
 
 type chain struct {
 	name  string
-	hook  *nftables.ChainHook
+	base  *base // how packets come by; nil for a chain that rules send them to
 	rules []rule
 }
+
+// A base is what makes the kernel send packets through a chain.
+type base struct {
+	text     string // as nft prints it
+	kind     nftables.ChainType
+	hook     *nftables.ChainHook
+	priority *nftables.ChainPriority
+	policy   nftables.ChainPolicy
+}
+
+var (
+	outputBase = base{
+		text: "type filter hook output priority filter; policy drop;",
+		kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyDrop,
+	}
+	forwardBase = base{
+		text: "type filter hook forward priority filter; policy drop;",
+		kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyDrop,
+	}
+)
 
 type rule struct {
 	comment string
@@ -42,110 +51,101 @@ type rule struct {
 	verdict verdict
 }
 
-// Names in the table. Sets come once for each IP version: see forVersion.
+// Names in the table. Sets of addresses come once for each IP version: see
+// forVersion. What belongs to a class has the class's suffix.
 const (
 	chainOutput  = "output"
 	chainForward = "forward"
-	setGranted   = "granted"
-	setArming    = "arming"
-	setGuarded   = "guarded"
-	setOnLink    = "on-link"
+	chainCapture = "capture"
+
+	setGranted  = "granted"
+	setLinger   = "linger"
+	setArming   = "arming"
+	setGuarded  = "guarded"
+	setOnLink   = "on-link"
+	setUpstream = "upstream"
+	setPorts    = "ports"
+	setUsers    = "users"
+	setUnits    = "units"
 )
 
 // newRuleset writes down the table for the rules wanted.
 func newRuleset(r backend.Rules) ruleset {
-	rs := ruleset{table: r.Table}
+	rs := ruleset{table: r.Table, grants: newGrantSets(r)}
 	rs.sets = append(rs.sets, set{
-		name: setArming, key: nftables.TypeNFProto, timeout: true,
+		name: setArming, key: selector{ipProtocol}, timeout: true,
 		comment: "holds ipv4 and ipv6 while connections older than the guard may go on",
 	})
-	for _, s := range grantSetsFor(r) {
-		rs.sets = append(rs.sets, set{name: s.name, comment: s.comment, key: s.key(), size: r.MaxGrants, timeout: true, grants: s})
+	for _, s := range rs.grants.all() {
+		rs.sets = append(rs.sets, set{
+			name: s.name, comment: s.class.comment(s.kind.comment), key: s.key(s.who),
+			timeout: true, size: r.MaxGrants, gc: gcInterval,
+		})
+		if r.Linger > 0 {
+			rs.sets = append(rs.sets, newLingerSet(s, r.MaxGrants))
+		}
 	}
-	rs.addSets("allowed", "always open: allowedIPs", r.Allowed)
+	for _, c := range classesOf(r) {
+		rs.sets = append(rs.sets, c.sets()...)
+	}
 	// These stand there in every mode, so that a reload to another finds them
 	// filled: see clear.
-	rs.addSets("allowed-local", "always open to this machine: allowedLocalIPs", r.AllowedLocal)
-	rs.addSets("allowed-gateway", "always open to the network behind: allowedGatewayIPs", r.AllowedGateway)
-
+	rs.sets = slices.Concat(rs.sets,
+		newAddrSets("allowed", "always open: allowedIPs", r.Allowed),
+		newAddrSets("allowed-local", "always open to this machine: allowedLocalIPs", r.AllowedLocal),
+		newAddrSets("allowed-gateway", "always open to the network behind: allowedGatewayIPs", r.AllowedGateway),
+		newUpstreamSets(r.Upstream))
 	if r.Know(backend.Scope{Holder: backend.Link}) {
-		rs.addSets(setOnLink, "this machine's own wires, where a packet's Ethernet address is its sender's", r.OnLink)
+		rs.sets = append(rs.sets, newAddrSets(setOnLink, "this machine's own wires, where a packet's Ethernet address is its sender's", r.OnLink)...)
 	}
+	if r.Gateway && len(r.Interfaces) > 0 {
+		guarded := set{name: setGuarded, key: selector{fromName}, comment: "what comes in by these is guarded: interfaces"}
+		for _, name := range r.Interfaces {
+			key := make([]byte, unix.IFNAMSIZ)
+			copy(key, name)
+			guarded.holds = append(guarded.holds, only(key))
+		}
+		rs.sets = append(rs.sets, guarded)
+	}
+	rs.addChains(r)
+	return rs
+}
+
+// addChains adds the chains, each after those that its rules send packets to.
+func (rs *ruleset) addChains(r backend.Rules) {
 	if r.Local {
-		rs.chains = append(rs.chains, chain{
-			name: chainOutput, hook: nftables.ChainHookOutput,
-			rules: concat(preamble(), dhcpClient(), allowed("allowed-local"), granted(r.LocalHolders, r.DNSPorts), refuse()),
-		})
+		o := opening{chainOutput, rs.grants.opening(r.LocalHolders, true), r.DNSPorts, r.Linger}
+		rs.chains = append(append(rs.chains, o.chains()...), chain{chainOutput, &outputBase, slices.Concat(
+			preamble(o.live()), dhcpClient(), allowed("allowed-local"), upstream(r.Upstream, r.Self), o.rules(), refuse())})
 	}
 	if r.Gateway {
 		var unguarded []rule
 		if len(r.Interfaces) > 0 {
-			rs.sets = append(rs.sets, set{
-				name: setGuarded, key: nftables.TypeIFName, interfaces: r.Interfaces,
-				comment: "what comes in by these is guarded: interfaces",
-			})
 			unguarded = []rule{{"comes in by an interface that is not guarded", []match{notGuarded}, accept}}
 		}
-		rs.chains = append(rs.chains, chain{
-			name: chainForward, hook: nftables.ChainHookForward,
-			rules: concat(unguarded, preamble(), allowed("allowed-gateway"), granted(r.GatewayHolders, r.DNSPorts), refuse()),
-		})
-	}
-	return rs
-}
-
-// addSets adds a set of ranges for each IP version.
-func (rs *ruleset) addSets(name, comment string, prefixes []netip.Prefix) {
-	v4, v6 := ranges(prefixes)
-	for _, s := range []set{
-		{key: nftables.TypeIPAddr, ranges: v4, name: forVersion(name, true)},
-		{key: nftables.TypeIP6Addr, ranges: v6, name: forVersion(name, false)},
-	} {
-		s.comment = comment
-		rs.sets = append(rs.sets, s)
-	}
-}
-
-// forVersion is the name of a set for one IP version.
-func forVersion(name string, ipv4 bool) string {
-	if ipv4 {
-		return name + "4"
-	}
-	return name + "6"
-}
-
-// ranges joins what overlaps or touches, so that the kernel's interval sets take
-// it, and parts the IP versions.
-func ranges(prefixes []netip.Prefix) (v4, v6 []netipx.IPRange) {
-	var b netipx.IPSetBuilder
-	for _, p := range prefixes {
-		b.AddPrefix(p)
-	}
-	all, _ := b.IPSet() // errors only on invalid prefixes, which Rules cannot hold
-	for _, r := range all.Ranges() {
-		if r.From().Is4() {
-			v4 = append(v4, r)
-		} else {
-			v6 = append(v6, r)
+		o := opening{chainForward, rs.grants.opening(r.GatewayHolders, false), r.DNSPorts, r.Linger}
+		rs.chains = append(append(rs.chains, o.chains()...), chain{chainForward, &forwardBase, slices.Concat(
+			unguarded, preamble(o.live()), allowed("allowed-gateway"), o.rules(), refuse())})
+		if r.Capture != 0 {
+			rs.chains = append(rs.chains, newCapture(r))
 		}
 	}
-	return v4, v6
 }
 
-// preamble is what every guarded chain begins with.
-func preamble() []rule {
-	return []rule{
-		{"belongs to no connection", []match{ctState("invalid")}, drop},
-		{"live connections go on", []match{ctState("established,related")}, accept},
+// preamble is what every guarded chain begins with. Packets of live connections go
+// by the rules for them.
+func preamble(live []rule) []rule {
+	return slices.Concat([]rule{{"belongs to no connection", []match{ctState("invalid")}, drop}}, live, []rule{
+		{"live connections go on", []match{liveConnection}, accept},
 		{"loopback", []match{oifLoopback}, accept},
-		{"TCP connections older than the guard", []match{arming, ctState("new"), tcpMidStream}, accept},
+		{"TCP connections older than the guard", []match{selector{ipProtocol}.in(setArming), ctState("new"), tcpMidStream}, accept},
 		// A router lowers the hop limit, so nothing off the link can say 255
 		// (RFC 4861, section 3.1), and 1 never leaves it (RFC 3810, section 5).
 		{"neighbour discovery", []match{hopLimit(255), icmpv6(
 			"nd-router-solicit", "nd-router-advert", "nd-neighbor-solicit", "nd-neighbor-advert", "nd-redirect")}, accept},
 		{"multicast listener discovery", []match{hopLimit(1), ip6DestinationPrefix("ff00::/8"), icmpv6(
 			"mld-listener-query", "mld-listener-report", "mld-listener-done", "mld2-listener-report")}, accept},
-	}
+	})
 }
 
 // dhcpClient opens what a DHCP client of this machine sends. DHCPv4 renews
@@ -168,22 +168,33 @@ func allowed(chainsOwn string) []rule {
 		{chainsOwn, "allowed on this chain"},
 	} {
 		for _, ipv4 := range []bool{true, false} {
-			rules = append(rules, rule{s.comment, []match{destinationIn(s.name, ipv4)}, accept})
+			rules = append(rules, rule{s.comment, []match{selector{destination(ipv4)}.in(forVersion(s.name, ipv4))}, accept})
 		}
 	}
 	return rules
 }
 
-// granted lets through what holders of grants send where they may, but no
-// questions to other resolvers.
-func granted(holders []backend.Holder, dns bool) []rule {
-	var rules []rule
-	if !dns {
+// An opening is what grants open in a chain.
+type opening struct {
+	chain  string
+	sets   []*grantSet
+	dns    bool          // the ports of DNS as well
+	linger time.Duration // after a packet; 0 is no longer than the grant
+}
+
+// rules let through what holders of grants send where they may, but no questions to
+// other resolvers.
+func (o *opening) rules() (rules []rule) {
+	if !o.dns {
 		rules = append(rules, rule{"no DNS answer opens another resolver", []match{tcpOrUDP, dnsPorts}, rejectProhibited})
 	}
-	for i := range grantSets {
-		if slices.Contains(holders, grantSets[i].holder) {
-			rules = append(rules, rule{"opened by a DNS answer", []match{grantSets[i].match()}, accept})
+	if o.linger > 0 {
+		rules = append(rules, rule{stayOpen, nil, jump(o.lingerChain())})
+	}
+	for _, s := range o.sets {
+		rules = append(rules, s.rules("opened by a DNS answer", s.name, letThrough)...)
+		if o.linger > 0 {
+			rules = append(rules, s.rules(stayOpen, s.named(setLinger), letThrough)...)
 		}
 	}
 	return rules
@@ -192,13 +203,3 @@ func granted(holders []backend.Holder, dns bool) []rule {
 func refuse() []rule {
 	return []rule{{"no DNS answer has opened this address", []match{counter}, rejectProhibited}}
 }
-
-func concat(parts ...[]rule) (all []rule) {
-	for _, p := range parts {
-		all = append(all, p...)
-	}
-	return all
-}
-
-// interval reports whether the set's elements are ranges of addresses.
-func (s set) interval() bool { return !s.timeout && s.key != nftables.TypeIFName }

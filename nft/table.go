@@ -3,10 +3,10 @@ package nft
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
@@ -34,12 +34,8 @@ func (w *writer) open(r backend.Rules) error {
 	case !w.opened || w.broken != nil:
 		return w.arm(r)
 	}
-	old, bridge := w.rules, w.rules
-	bridge.Allowed = slices.Concat(old.Allowed, r.Allowed)
-	bridge.AllowedLocal = slices.Concat(old.AllowedLocal, r.AllowedLocal)
-	bridge.AllowedGateway = slices.Concat(old.AllowedGateway, r.AllowedGateway)
-	bridge.OnLink = slices.Concat(old.OnLink, r.OnLink)
-	err := w.arm(bridge)
+	old := w.rules
+	err := w.arm(bridge(old, r))
 	if err == nil {
 		err = w.arm(r)
 	}
@@ -48,6 +44,26 @@ func (w *writer) open(r backend.Rules) error {
 		w.reopen() // nothing is left half changed
 	}
 	return err
+}
+
+// bridge are the old rules with all that the lists of either name.
+func bridge(old, r backend.Rules) backend.Rules {
+	b := old
+	b.Allowed = slices.Concat(old.Allowed, r.Allowed)
+	b.AllowedLocal = slices.Concat(old.AllowedLocal, r.AllowedLocal)
+	b.AllowedGateway = slices.Concat(old.AllowedGateway, r.AllowedGateway)
+	b.OnLink = slices.Concat(old.OnLink, r.OnLink)
+	b.Upstream = slices.Concat(old.Upstream, r.Upstream)
+	if len(old.Upstream) == 0 {
+		b.Self = r.Self
+	}
+	b.Classes = make(map[backend.Class]backend.Predicates)
+	maps.Copy(b.Classes, r.Classes)
+	for n, p := range old.Classes {
+		p.Units = slices.Concat(p.Units, r.Classes[n].Units) // the cgroups they had, and those they have
+		b.Classes[n] = p
+	}
+	return b
 }
 
 // arm puts rules in force in one transaction, and again until it is certain that
@@ -69,7 +85,7 @@ func (w *writer) arm(r backend.Rules) error {
 			stood = before
 		}
 		lost = lost || !kept
-		w.rules, w.opened, w.broken = r, true, nil
+		w.rules, w.grants, w.opened, w.broken = r, rs.grants, true, nil
 		if w.remember() || time.Now().After(end) {
 			break
 		}
@@ -89,12 +105,12 @@ func (w *writer) arm(r backend.Rules) error {
 // forget takes grants out of the table whose sets the rules do not have any more,
 // before they are gone.
 func (w *writer) forget(r backend.Rules) {
-	if !slices.ContainsFunc(grantSetsFor(w.rules), func(s *grantSet) bool { return !r.Know(backend.Scope{Holder: s.holder}) }) {
+	if !slices.ContainsFunc(w.grants.all(), func(s *grantSet) bool { return !r.Know(s.scope) }) {
 		return
 	}
 	for k := range w.inForce.All() {
 		if !r.Know(k.Scope) && w.inForce.Delete(k) {
-			w.count(k, -1)
+			w.live.count(&k, -1)
 		}
 	}
 	gone := func(e expiry.Ended[backend.Key]) bool { return !r.Know(e.Key.Scope) }
@@ -151,7 +167,7 @@ func (w *writer) tryRules(rs ruleset, table string, dryRun, forced bool) (before
 	var carried []expiry.Ended[backend.Key]
 	if !dryRun && !kept {
 		w.putBackGrants()
-		carried = w.carry(table)
+		carried = w.carry(rs)
 	}
 	first := w.socket.seq
 	err = w.socket.transact(&w.batch)
@@ -166,7 +182,7 @@ func (w *writer) tryRules(rs ruleset, table string, dryRun, forced bool) (before
 		w.ownership = 0
 		return w.tryRules(rs, table, dryRun, forced)
 	} else if err != nil {
-		return before, kept, fmt.Errorf("%s: %w", blame(m), explain(err))
+		return before, kept, fmt.Errorf("%s: %w", blame(m), explainAbout(m, err))
 	}
 	if !dryRun {
 		w.generation = next(generation)
@@ -174,41 +190,6 @@ func (w *writer) tryRules(rs ruleset, table string, dryRun, forced bool) (before
 		w.carriedOver(carried)
 	}
 	return before, kept, nil
-}
-
-// refusedMessage returns which of the messages, numbered after first, the kernel
-// refused, or nil.
-func refusedMessage(err error, msgs []netlink.Message, first uint32) *netlink.Message {
-	var refused *kernelError
-	if errors.As(err, &refused) {
-		if i := int(refused.seq-first) - 1; i >= 0 && i < len(msgs) {
-			return &msgs[i]
-		}
-	}
-	return nil
-}
-
-// blame says what a message was about that the kernel refused.
-func blame(m *netlink.Message) string {
-	if m != nil {
-		for typ, value := range attributes(m.Data[4:]) {
-			switch uint16(m.Header.Type) & 0xff {
-			case unix.NFT_MSG_NEWRULE:
-				if typ == unix.NFTA_RULE_USERDATA && len(value) > 2 {
-					return fmt.Sprintf("the rule for %q", cString(value[2:]))
-				}
-			case unix.NFT_MSG_NEWSET, unix.NFT_MSG_NEWSETELEM:
-				if typ == unix.NFTA_SET_NAME {
-					return "set " + cString(value)
-				}
-			case unix.NFT_MSG_NEWCHAIN:
-				if typ == unix.NFTA_CHAIN_NAME {
-					return "chain " + cString(value)
-				}
-			}
-		}
-	}
-	return "the transaction was refused"
 }
 
 // remember notes what stands in the kernel now, to notice when somebody else

@@ -56,7 +56,7 @@ var answers = []attack{
 	{name: "TTL below 0 (RFC 2181, section 8)", attempt: lasts("answer {name} 2147483648 IN {A} {to}"), end: isGiven},
 	{name: "TTL of all ones", attempt: lasts("answer {name} 4294967295 IN {A} {to}"), end: isGiven},
 	{name: "4,000 records", attempt: many(4000), end: isGiven},
-	{name: "5,000 hints", attempt: answer("type HTTPS", "answer {name} 60 IN HTTPS 1 . ipv4hint=198.19.255.255"+strings.Repeat(",198.19.255.255", 4999)), end: "SERVFAIL"},
+	{name: "5,000 hints", attempt: answer("type HTTPS", "answer {name} 60 IN HTTPS 1 . ipv4hint=198.19.255.255"+strings.Repeat(",198.19.255.255", 4999)), end: isNothing},
 
 	{name: "rebinding", attempt: rebinds(
 		"0.0.0.0", "0.1.2.3", "10.0.0.1", "10.255.255.255", "100.64.0.1", "100.127.255.254", "127.0.0.1", "127.1.2.3", "127.255.255.254",

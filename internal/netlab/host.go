@@ -39,8 +39,8 @@ var settings = []struct{ key, value string }{
 	{"net/ipv6/conf/default/router_solicitations", "0"},
 }
 
-func newHost(name string) (*Host, error) {
-	ns, err := newNamespace()
+func newHost(name string, namespace func() (int, error)) (*Host, error) {
+	ns, err := namespace()
 	if err != nil {
 		return nil, fmt.Errorf("netlab: host %s: %w", name, err)
 	}

@@ -28,7 +28,15 @@ func New() (*Lab, error) {
 
 // Host makes a host with lo up and nothing else. The name serves errors only: the namespace has
 // none, so that nothing is left in /run/netns however the program ends.
-func (l *Lab) Host(name string) (*Host, error) {
+func (l *Lab) Host(name string) (*Host, error) { return l.host(name, newNamespace) }
+
+// Here makes this process's own network a host, for what cannot be moved into another: goroutines
+// that open sockets when they like. Its links end with the lab; the rest of its settings stays.
+func (l *Lab) Here() (*Host, error) { return l.host(here, currentNamespace) }
+
+const here = "here"
+
+func (l *Lab) host(name string, namespace func() (int, error)) (*Host, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -37,7 +45,7 @@ func (l *Lab) Host(name string) (*Host, error) {
 	if _, ok := l.hosts[name]; ok {
 		return nil, fmt.Errorf("netlab: host %s exists", name)
 	}
-	h, err := newHost(name)
+	h, err := newHost(name, namespace)
 	if err != nil {
 		return nil, err
 	}

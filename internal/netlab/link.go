@@ -32,6 +32,9 @@ func (l *Lab) Link(a *Host, aIf string, b *Host, bIf string) error {
 		})
 	})
 	if err == nil {
+		err = errors.Join(a.keepLink(aIf), b.keepLink(bIf))
+	}
+	if err == nil {
 		err = a.up(aIf)
 	}
 	if err == nil {
@@ -41,6 +44,40 @@ func (l *Lab) Link(a *Host, aIf string, b *Host, bIf string) error {
 		err = errors.Join(a.linkReady(aIf), b.linkReady(bIf))
 	}
 	return a.fail(doing, err)
+}
+
+// keepLink has the link deleted with the host where that is no namespace of its own, which would
+// take it along.
+func (h *Host) keepLink(ifname string) error {
+	if h.name != here {
+		return nil
+	}
+	return h.keep(hereLink{h.routes, ifname})
+}
+
+type hereLink struct {
+	routes *netlink.Handle
+	name   string
+}
+
+func (l hereLink) Close() error {
+	link, err := l.routes.LinkByName(l.name)
+	if err == nil {
+		err = l.routes.LinkDel(link)
+	}
+	if _, gone := err.(netlink.LinkNotFoundError); gone || errors.Is(err, unix.ENODEV) {
+		return nil // with its other end
+	}
+	return err
+}
+
+// Ether gives an interface an Ethernet address, "02:00:00:00:00:01".
+func (h *Host) Ether(ifname, address string) error {
+	hw, err := net.ParseMAC(address)
+	if err == nil {
+		err = h.onLink(ifname, func(nl *netlink.Handle, link netlink.Link) error { return nl.LinkSetHardwareAddr(link, hw) })
+	}
+	return h.fail("Ethernet address "+address+" on "+ifname, err)
 }
 
 // Bridge makes the host a switch: what is at the other ends of the ports, interfaces of its own, is on

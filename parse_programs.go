@@ -1,0 +1,138 @@
+package ipdestinationguard
+
+import (
+	"os/user"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/identity"
+)
+
+// addShared reads users and units, which differ in that units have a kind.
+func (p *parser) addShared(args []string) error {
+	for _, arg := range args {
+		if strings.Contains(arg, "/") || slices.Contains([]string{".service", ".scope", ".slice"}, path.Ext(arg)) {
+			unit, err := p.unit("shared_resolver", arg)
+			if err != nil {
+				return err
+			}
+			p.shared.units = addSorted(p.shared.units, unit.Path)
+			continue
+		}
+		uid, err := p.user("shared_resolver", arg)
+		if err != nil {
+			return err
+		}
+		p.shared.users = addSorted(p.shared.users, uid)
+	}
+	return nil
+}
+
+func (p *parser) addUsers(args []string) error {
+	for _, arg := range args {
+		uid, err := p.user("users", arg)
+		if err != nil {
+			return err
+		}
+		p.policy.predicates.Users = addSorted(p.policy.predicates.Users, uid)
+	}
+	return nil
+}
+
+func (p *parser) addUnits(args []string) error {
+	for _, arg := range args {
+		unit, err := p.unit("units", arg)
+		if err != nil {
+			return err
+		}
+		units := &p.policy.predicates.Units
+		i, had := slices.BinarySearchFunc(*units, unit, func(u, v backend.Cgroup) int { return strings.Compare(u.Path, v.Path) })
+		if !had {
+			unit.ID = 0 // until the guard follows it
+			*units = slices.Insert(*units, i, unit)
+		}
+	}
+	return nil
+}
+
+// user reads a user's name or number.
+func (p *parser) user(option, text string) (uint32, error) {
+	number := text
+	if u, err := user.Lookup(text); err == nil {
+		number = u.Uid
+	}
+	uid, err := strconv.ParseUint(number, 10, 32)
+	if err != nil {
+		return 0, p.Errf("%s: there is no user %q on this machine; a user of a container, or of a directory that /etc/passwd does not know, is written as a number", option, text)
+	}
+	return uint32(uid), nil
+}
+
+// unit reads the path of a cgroup; a name alone is that of a unit of the system.
+func (p *parser) unit(option, text string) (backend.Cgroup, error) {
+	if strings.ContainsAny(text, "*?") {
+		return backend.Cgroup{}, p.Errf("%s %q: there are no wildcards; a slice, for example system.slice, stands for all below it", option, text)
+	}
+	at := text
+	if !strings.Contains(at, "/") {
+		at = "system.slice/" + at
+	}
+	unit, err := identity.UnitAt(at)
+	if err != nil {
+		return backend.Cgroup{}, p.Errf("%s: %v", option, err)
+	}
+	return unit, nil
+}
+
+// addPorts reads PROTO/PORT and PROTO/PORT-PORT.
+func (p *parser) addPorts(args []string) error {
+	for _, arg := range args {
+		protocol, numbers, ok := strings.Cut(arg, "/")
+		number, known := backend.Protocols[protocol]
+		if !ok || !known {
+			return p.Errf("ports %q: write the protocol first: tcp/%[1]s, or udp, sctp, dccp, udplite", strings.TrimLeft(arg, "/"))
+		}
+		from, to, isRange := strings.Cut(numbers, "-")
+		if !isRange {
+			to = from
+		}
+		first, err := strconv.ParseUint(from, 10, 16)
+		last, err2 := strconv.ParseUint(to, 10, 16)
+		switch {
+		case err != nil || err2 != nil:
+			return p.Errf("ports %q: %q is not a port (0 to 65535) or a range such as 8000-8010", arg, numbers)
+		case first > last:
+			return p.Errf("ports %q: the range ends before it begins", arg)
+		}
+		p.policy.predicates.Ports = append(p.policy.predicates.Ports, backend.Ports{Protocol: number, First: uint16(first), Last: uint16(last)})
+	}
+	p.policy.predicates.Ports = joined(p.policy.predicates.Ports)
+	return nil
+}
+
+// joined sorts ranges of ports and joins those that overlap or touch.
+func joined(all []backend.Ports) (out []backend.Ports) {
+	slices.SortFunc(all, func(a, b backend.Ports) int {
+		return (int(a.Protocol)-int(b.Protocol))<<16 + int(a.First) - int(b.First)
+	})
+	for _, r := range all {
+		if n := len(out); n > 0 && out[n-1].Protocol == r.Protocol && int(r.First) <= int(out[n-1].Last)+1 {
+			out[n-1].Last = max(out[n-1].Last, r.Last)
+			continue
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// addSorted adds what is not there yet.
+func addSorted[T interface{ ~uint32 | ~string }](list []T, v T) []T {
+	i, had := slices.BinarySearch(list, v)
+	if had {
+		return list
+	}
+	return slices.Insert(list, i, v)
+}
