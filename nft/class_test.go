@@ -98,8 +98,8 @@ func TestRestartAdoptsClasses(t *testing.T) {
 // its class's unit gets a second cgroup, nor while classes, resolvers and lingering
 // come and go beside it.
 func TestReloadRefusesNobody(t *testing.T) {
-	dir, unit := cgroup(t, "hbtest/unit")
-	_, second := cgroup(t, "hbtest/second")
+	dir, unit := cgroup(t, "unit")
+	_, second := cgroup(t, "second")
 	r := worldRules(t)
 	r.LocalHolders = append(r.LocalHolders, backend.Unit)
 	machine := backend.Scope{Holder: backend.Machine}
@@ -136,7 +136,7 @@ func TestReloadRefusesNobody(t *testing.T) {
 		reloads = append(reloads, next)
 	}
 	reload := func() {
-		for i := range 60 {
+		for i := range 24 {
 			if err := n.Open(reloads[i%len(reloads)]); err != nil {
 				t.Error(err)
 			}

@@ -11,8 +11,8 @@ import (
 
 // The resolver above is open to the one program, on its ports, and to nobody else.
 func TestUpstreamIsForOneProgram(t *testing.T) {
-	dir, unit := cgroup(t, "hbtest/coredns")
-	below, _ := cgroup(t, "hbtest/coredns/worker")
+	dir, unit := cgroup(t, "coredns")
+	below, _ := cgroup(t, "coredns/worker")
 	r := worldRules(t)
 	for _, port := range []int{53, 853} {
 		r.Upstream = append(r.Upstream, upstreams(t, to(1, port)...)...)

@@ -48,11 +48,11 @@ func TestUsersHoldGrants(t *testing.T) {
 // where these lie deeper than the rules can look.
 func TestUnitsHoldGrants(t *testing.T) {
 	n := newNetwork(t, applicationRules(t))
-	service, c := cgroup(t, "hbtest/service")
-	below, _ := cgroup(t, "hbtest/service/3/4/5/6/7/8/9/10")
-	deepest, d := cgroup(t, "hbtest/service/3/4/5/6/7/8")
-	beside, b := cgroup(t, "hbtest/beside")
-	above, a := cgroup(t, "hbtest")
+	service, c := cgroup(t, "service")
+	below, _ := cgroup(t, "service/3/4/5/6/7/8/9/10")
+	deepest, d := cgroup(t, "service/3/4/5/6/7/8")
+	beside, b := cgroup(t, "beside")
+	above, a := cgroup(t, "")
 	if d.Level != backend.MaxLevel {
 		t.Fatalf("level %d", d.Level)
 	}
@@ -85,8 +85,8 @@ func ports(t *testing.T, texts ...string) (all []backend.Ports) {
 
 // The grants of a class open nothing but the packets that its predicates are for.
 func TestClassesAreForTheirPackets(t *testing.T) {
-	dir, unit := cgroup(t, "hbtest/unit")
-	beside, _ := cgroup(t, "hbtest/beside")
+	dir, unit := cgroup(t, "unit")
+	beside, _ := cgroup(t, "beside")
 	r := worldRules(t)
 	r.LocalHolders = []backend.Holder{backend.Machine, backend.User}
 	r.Classes = map[backend.Class]backend.Predicates{
@@ -132,7 +132,7 @@ func TestClassesAreForTheirPackets(t *testing.T) {
 	}
 
 	// The unit is restarted: it has another cgroup.
-	again, unitAgain := cgroup(t, "hbtest/again")
+	again, unitAgain := cgroup(t, "again")
 	unitAgain.Path = unit.Path
 	r.Classes = maps.Clone(r.Classes)
 	r.Classes[3] = backend.Predicates{Units: []backend.Cgroup{unitAgain, {Path: "/none", Level: 1}}}

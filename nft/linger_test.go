@@ -56,7 +56,7 @@ func (n *network) addrs(u user, number int) []string {
 // lingering is a network where everybody has grants for the addresses of these numbers,
 // those from 100 on in a class.
 func lingering(t *testing.T, linger time.Duration, numbers ...int) (n *network, r backend.Rules, users []user, unit runner) {
-	dir, cg := cgroup(t, "hbtest/linger")
+	dir, cg := cgroup(t, "linger")
 	r = worldRules(t)
 	r.Linger = linger
 	r.LocalHolders = []backend.Holder{backend.Machine, backend.Unit}
