@@ -95,9 +95,16 @@ func (s *settings) gateway() bool { return s.mode != modeLocal }
 // rules are what is to be enforced on a machine as it is.
 func (s *settings) rules(m *machine) backend.Rules {
 	local := []backend.Holder{backend.Machine}
-	if s.scope == scopeApplication || m.applications {
-		local = append(local, backend.User, backend.Unit)
+	for holder, wanted := range map[backend.Holder]bool{
+		backend.User: s.scope == scopeApplication,
+		backend.Unit: s.scope == scopeApplication && !s.byUser,
+	} {
+		// Grants from before a reload go on: the scope is no narrower now.
+		if wanted || slices.Contains(m.before, holder) && !s.byUser {
+			local = append(local, holder)
+		}
 	}
+	slices.Sort(local)
 	gateway := []backend.Holder{backend.Client, backend.Link}
 	if s.scope == scopeAny {
 		// Grants from before a reload that widened the scope go on.

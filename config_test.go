@@ -146,7 +146,7 @@ table my_guard-1.x
 			mode nft-both
 			scope application uid
 			shared_resolver 102 systemd-resolved.service
-			shared_resolver /sys/fs/cgroup/system.slice/nscd.service 101 102
+			shared_resolver unified/../system.slice/nscd.service 101 102
 		}`, "mode nft-both\nscope application uid\nshared_resolver 101 102 /system.slice/nscd.service /system.slice/systemd-resolved.service\n" + defaultsText},
 		{"classes", `ipdestinationguard {
 			ports udp/443 tcp/8000-8010 tcp/443 tcp/8005-8020 tcp/8021
@@ -327,10 +327,10 @@ func TestParseMistakes(t *testing.T) {
 		{"a user that is none", block + "users no-such-user\n}",
 			`Testfile:3 - Error during parsing: users: there is no user "no-such-user" on this machine`},
 		{"a user below 0", block + "shared_resolver -1\n}", `Testfile:3 - Error during parsing: shared_resolver: there is no user "-1"`},
-		{"the root of all units", block + "units /\n}", `Testfile:3 - Error during parsing: units "/": every program is below the root`},
-		{"above the root of all units", block + "units /sys/fs/cgroup/../cgroup\n}", `Testfile:3 - Error during parsing: units "/sys/fs/cgroup/../cgroup": every program`},
+		{"the root of all units", block + "units /\n}", `Testfile:3 - Error during parsing: units: cgroup "/": the root cannot be named: every program is below it`},
+		{"above the root of all units", block + "units a/..//\n}", `Testfile:3 - Error during parsing: units: cgroup "`},
 		{"units by a wildcard", block + "units *.service\n}", `Testfile:3 - Error during parsing: units "*.service": there are no wildcards`},
-		{"a unit too deep", block + "shared_resolver /1/2/3/4/5/6/7/8/9\n}", `Testfile:3 - Error during parsing: shared_resolver "/1/2/3/4/5/6/7/8/9" lies 9 levels deep: the deepest that can be told apart is 8`},
+		{"a unit too deep", block + "shared_resolver /1/2/3/4/5/6/7/8/9\n}", `Testfile:3 - Error during parsing: shared_resolver: cgroup "/1/2/3/4/5/6/7/8/9": it is at level 9, and rules reach 8 levels deep`},
 		{"ports without a protocol", block + "ports 443\n}", `Testfile:3 - Error during parsing: ports "443": write the protocol first: tcp/443, or udp`},
 		{"ports of a protocol without ports", block + "ports icmp/8\n}", `Testfile:3 - Error during parsing: ports "icmp/8": write the protocol first`},
 		{"a port by name", block + "ports tcp/https\n}", `Testfile:3 - Error during parsing: ports "tcp/https": "https" is not a port (0 to 65535)`},

@@ -164,6 +164,15 @@ func (r *rig) arm(directive string) {
 	r.policy = p
 }
 
+func (r *rig) policyOf(directive string) *policy {
+	r.Helper()
+	_, p, err := parse(caddy.NewTestController("dns", directive))
+	if err != nil {
+		r.Fatal(err)
+	}
+	return p
+}
+
 // permit is guard.permit for the addresses of an answer.
 func (r *rig) permit(question_, answer string) error {
 	r.Helper()

@@ -12,6 +12,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
 )
 
 // benchFirewall is a backend that says yes at once.
@@ -23,7 +24,7 @@ type benchFirewall struct {
 func (f benchFirewall) Open(backend.Rules) error { return nil }
 func (f benchFirewall) Grant(_ context.Context, grants []backend.Grant, _ time.Duration) error {
 	for _, g := range grants {
-		f.inForce.Set(g.Key(), g.Until)
+		f.inForce.Set(g.Key(), g.Until, expiry.Accounts{})
 	}
 	return nil
 }

@@ -46,9 +46,9 @@ type units interface {
 
 // machine is what rules have to know of the machine.
 type machine struct {
-	onLink       []netip.Prefix
-	units        []backend.Cgroup
-	applications bool // they may have grants from before a reload
+	onLink []netip.Prefix
+	units  []backend.Cgroup
+	before []backend.Holder // who may have local grants from before a reload
 }
 
 // classes are the named ones, with their units as they are now.
@@ -112,7 +112,7 @@ func (g *guard) arm(s *settings) (err error) {
 
 // enforce has the kernel enforce what the settings mean on the machine as it is now.
 func (g *guard) enforce(s *settings, units units) error {
-	m := machine{applications: g.askers != nil}
+	m := machine{before: g.rules.LocalHolders}
 	if s.gateway() { // also with scope any, where clients' grants from before go on
 		m.onLink = g.around.OnLink()
 	}

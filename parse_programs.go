@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/identity"
 )
 
 // addShared reads users and units, which differ in that units have a kind.
@@ -18,7 +19,7 @@ func (p *parser) addShared(args []string) error {
 			if err != nil {
 				return err
 			}
-			p.shared.units = addSorted(p.shared.units, unit)
+			p.shared.units = addSorted(p.shared.units, unit.Path)
 			continue
 		}
 		uid, err := p.user("shared_resolver", arg)
@@ -48,9 +49,10 @@ func (p *parser) addUnits(args []string) error {
 			return err
 		}
 		units := &p.policy.predicates.Units
-		i, had := slices.BinarySearchFunc(*units, unit, func(u backend.Cgroup, path string) int { return strings.Compare(u.Path, path) })
+		i, had := slices.BinarySearchFunc(*units, unit, func(u, v backend.Cgroup) int { return strings.Compare(u.Path, v.Path) })
 		if !had {
-			*units = slices.Insert(*units, i, backend.Cgroup{Path: unit, Level: strings.Count(unit, "/")})
+			unit.ID = 0 // until the guard follows it
+			*units = slices.Insert(*units, i, unit)
 		}
 	}
 	return nil
@@ -70,24 +72,17 @@ func (p *parser) user(option, text string) (uint32, error) {
 }
 
 // unit reads the path of a cgroup; a name alone is that of a unit of the system.
-func (p *parser) unit(option, text string) (string, error) {
-	unit := text
-	if !strings.Contains(unit, "/") {
-		unit = "system.slice/" + unit
+func (p *parser) unit(option, text string) (backend.Cgroup, error) {
+	if strings.ContainsAny(text, "*?") {
+		return backend.Cgroup{}, p.Errf("%s %q: there are no wildcards; a slice, for example system.slice, stands for all below it", option, text)
 	}
-	unit = path.Clean("/" + unit)
-	for _, mount := range []string{"/sys/fs/cgroup", "/unified"} {
-		if below, ok := strings.CutPrefix(unit, mount); ok && (below == "" || below[0] == '/') {
-			unit = below
-		}
+	at := text
+	if !strings.Contains(at, "/") {
+		at = "system.slice/" + at
 	}
-	switch level := strings.Count(unit, "/"); {
-	case unit == "" || unit == "/":
-		return "", p.Errf("%s %q: every program is below the root of all cgroups: name a unit, for example system.slice/cron.service", option, text)
-	case strings.ContainsAny(unit, "*?"):
-		return "", p.Errf("%s %q: there are no wildcards; a slice, for example system.slice, stands for all below it", option, text)
-	case level > backend.MaxLevel:
-		return "", p.Errf("%s %q lies %d levels deep: the deepest that can be told apart is %d", option, text, level, backend.MaxLevel)
+	unit, err := identity.UnitAt(at)
+	if err != nil {
+		return backend.Cgroup{}, p.Errf("%s: %v", option, err)
 	}
 	return unit, nil
 }

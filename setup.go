@@ -53,6 +53,10 @@ var thisHost = host{
 	units:  func(paths []string) (units, error) { return identity.FollowUnits(paths) },
 }
 
+// self is this process as it was first asked for: at a reload, the program that brings it
+// about may be in the same cgroup for a moment.
+var self = sync.OnceValues(identity.Self)
+
 // process holds the guard that runs, if one does.
 var process struct {
 	sync.Mutex
@@ -163,6 +167,15 @@ func (gen *generation) check() error {
 		return plugin.Error(name, fmt.Errorf("%s: the table cannot be renamed from %q to %q by a reload: restart CoreDNS", s.place, g.settings.Load().table, s.table))
 	}
 	err := g.backend.Check(s.rules(&machine{}))
+	if self := &s.found.self; err != nil && self.Cgroup.ID != 0 {
+		cgroup := self.Cgroup
+		if self.Cgroup = (backend.Cgroup{}); g.backend.Check(s.rules(&machine{})) == nil {
+			log.Warningf("%s: upstream is open to every program of CoreDNS's user: %v", s.place, err)
+			err = nil
+		} else {
+			self.Cgroup = cgroup
+		}
+	}
 	if permission := (*backend.PermissionError)(nil); errors.As(err, &permission) {
 		return plugin.Error(name, fmt.Errorf("%s: the firewall cannot be set up: %w: run CoreDNS as root, or as deployment/ipdestinationguard-coredns.service does; in a container with --cap-add NET_ADMIN", s.place, err))
 	}
@@ -180,7 +193,7 @@ func (gen *generation) find() (err error) {
 		to := destinations(gen.corefile())
 		s.found.upstream = s.upstream(to)
 		if len(s.found.upstream) > 0 {
-			if s.found.self, err = identity.Self(); err != nil {
+			if s.found.self, err = self(); err != nil {
 				log.Warningf("CoreDNS is told from other programs by its user only: %v", err)
 			}
 		}

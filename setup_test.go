@@ -9,6 +9,7 @@ import (
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin"
 	_ "github.com/coredns/coredns/plugin/bind"
+	_ "github.com/coredns/coredns/plugin/forward"
 	_ "github.com/coredns/coredns/plugin/whoami"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
@@ -18,7 +19,7 @@ import (
 func init() {
 	dnsserver.Quiet = true
 	// trouble comes when everything has been set up, as a port that is taken.
-	dnsserver.Directives = []string{"bind", name, "whoami", "trouble"}
+	dnsserver.Directives = []string{"bind", name, "whoami", "forward", "trouble"}
 	plugin.Register("trouble", func(c *caddy.Controller) error {
 		c.OnStartup(func() error { return errors.New("trouble") })
 		return nil
@@ -140,6 +141,17 @@ func TestServerBlocksShareOneGuard(t *testing.T) {
 	}
 }
 
+// What is to be enforced comes from the whole Corefile, and the lines that forward
+// are read even in blocks that are not guarded.
+func TestRulesOfAWholeCorefile(t *testing.T) {
+	c := newCoreDNS(t)
+	c.mustLoad(corefile("ipdestinationguard nft-local {\n  upstream 192.0.2.53 192.0.2.54:5353\n }", "forward . tls://192.0.2.53",
+		"ipdestinationguard {\n  ports tcp/443\n }", "ipdestinationguard {\n  ports tcp/443-443\n }", "ipdestinationguard {\n  ports udp/443\n }"))
+	c.wantKernel(localInForce + "class 1 tcp/443\nclass 2 udp/443\nopens to CoreDNS 192.0.2.53:853\nopens to CoreDNS 192.0.2.54:5353\n")
+	c.mustLoad(corefile("ipdestinationguard nft-local", "ipdestinationguard {\n  ports udp/443\n }"))
+	c.wantKernel(localInForce + "class 2 udp/443\n")
+}
+
 // A Corefile that cannot be served touches nothing.
 func TestStartFails(t *testing.T) {
 	for _, tt := range []struct{ name, corefile, want string }{
@@ -154,6 +166,10 @@ func TestStartFails(t *testing.T) {
 			"plugin/ipdestinationguard: Corefile:3 joins a guard, but no server block sets one up"},
 		{"nobody sets up", corefile("ipdestinationguard", "ipdestinationguard"),
 			"plugin/ipdestinationguard: Corefile:3 joins a guard, but no server block sets one up"},
+		{"users of a gateway", corefile("ipdestinationguard nft-gateway", "ipdestinationguard {\n  users 0\n }"),
+			"plugin/ipdestinationguard: Corefile:8: users and units are for programs of this machine: in mode nft-gateway they are not guarded"},
+		{"nobody hears what is captured", corefile("ipdestinationguard nft-gateway {\n  capture\n }"),
+			"plugin/ipdestinationguard: Corefile:3: capture: no server block with ipdestinationguard listens for plain DNS where clients reach it"},
 		{"another plugin does not start", corefile("ipdestinationguard nft-local\n trouble"), "trouble"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -30,7 +30,8 @@ type Backend interface {
 
 	// Grant returns when all grants are in force at least until their time,
 	// or why not all of them are, or with ctx, or with ErrLate when it has
-	// waited for others for so long. A grant never gets shorter.
+	// waited for others for so long. A grant never gets shorter, but it may
+	// end to make room: see Rules.
 	Grant(ctx context.Context, grants []Grant, within time.Duration) error
 
 	// List returns the grants that the enforcer itself knows. It is for
@@ -90,15 +91,23 @@ type Rules struct {
 	// address, of those whose traffic is forwarded and guarded; 0 is none.
 	Capture uint16
 
+	// Routes translate mapped addresses, where the backend is a [Router].
+	Routes []Route
+
 	// Linger is how long an address stays open to the holder of a grant after the
 	// holder's last packet to it; 0 is no longer than the grant.
 	Linger time.Duration
 
-	// MaxGrants is how many grants of each IP version there may be of a kind of
-	// holder in a class; MaxGrantsClient, how many of one client or application;
-	// MaxGrantsName, how many of one holder because of one name. A further one
-	// ends that of the same holder, or the same name, which has been renewed least
-	// recently. 0 is no limit.
+	// How many grants of each IP version there may be: MaxGrants of a kind of holder
+	// in a class, MaxGrantsClient of one client or application in a class,
+	// MaxGrantsName of one holder in a class because of one name. 0 is no limit.
+	//
+	// A new grant that is one too many ends, at once with its own beginning, the one
+	// of the same name or holder that was renewed least recently. Where MaxGrants
+	// is reached, too, that is one of the same holder: others never make room for
+	// it, and if it has none there, the grant is refused. A call of Grant that by
+	// itself wants more than one of the limits is refused, and ends nothing. After
+	// limits got lower, each new grant ends two, until they are kept.
 	MaxGrants, MaxGrantsClient, MaxGrantsName int
 }
 
@@ -126,7 +135,12 @@ type Grant struct {
 	Scope
 	Addr  netip.Addr // never IPv4-mapped: see Unmap
 	Until time.Time
-	Name  uint64 // hash of the name that was asked for; 0 is none
+
+	// Name is a hash of the name that was asked for; 0 is none. A grant that a
+	// second name renews counts for neither any more, only for its holder: what a
+	// name needs is not ended because of another one. Nor does a grant that an
+	// earlier process has made.
+	Name uint64
 }
 
 // Key returns the name of g in tables.
@@ -166,7 +180,8 @@ type Observer interface {
 	// Expired: so many grants have run out.
 	Expired(n int)
 
-	// Evicted: so many grants have ended early for newer ones: see Rules.
+	// Evicted: so many grants have ended early, to make room for newer ones:
+	// see Rules. They are not among those that have expired.
 	Evicted(n int)
 
 	// Failed: the operation op ("commit", "read", "open", ...) was refused.
@@ -192,7 +207,8 @@ var (
 	// ErrClosed is returned by every method after Close.
 	ErrClosed = errors.New("the backend is closed")
 
-	// ErrFull means that a set holds as many grants as it may.
+	// ErrFull means that there are as many grants as there may be, and none that
+	// could make room: see Rules.
 	ErrFull = errors.New("the set of grants is full")
 
 	// ErrScope means that the rules know no such holder of grants, or that one

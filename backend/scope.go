@@ -30,6 +30,9 @@ const (
 	Holders // how many kinds there are
 )
 
+// Many reports whether such a holder is more than one client or application.
+func (h Holder) Many() bool { return h == Everyone || h == Machine }
+
 // UserScope is the scope of the user with this number.
 func UserScope(uid uint32) Scope {
 	s := Scope{Holder: User}

@@ -16,27 +16,31 @@ import (
 // kernel first, and no two changes of one key can overtake each other.
 //
 // Each operation costs the same however many keys there are. A key stands in one
-// node, which the wheel lists; hashes lead to nodes. Nothing in them is a pointer
-// that the garbage collector would follow, if K has none.
+// node; hashes lead to nodes, the wheel lists them by when they end, and accounts by
+// when they were renewed. Nothing in them is a pointer that the garbage collector
+// would follow, if K has none.
 type Table[K comparable] struct {
 	epoch  time.Time
 	seed   maphash.Seed
 	trust  atomic.Uint32 // entries of an older trust are not in force until confirmed
 	shards [shards]shard
 	nodes  nodes[K]
-	wheel  wheel[K] // the writer's alone
+
+	// These are the writer's alone.
+	wheel    wheel[K]
+	accounts accounts[K]
 
 	sameHash uint64 // bits that tests take from all hashes
 }
 
 const shards = 64
 
-// A shard finds nodes by the hash of their keys; nodes of the same hash are a
-// list. Its lock guards what readers read of those nodes.
+// A shard finds nodes by the hash of their keys. Its lock guards what readers read of
+// those nodes.
 type shard struct {
 	mu    sync.RWMutex
-	index map[uint64]uint32
-	_     [32]byte // a cache line each
+	index index
+	_     [8]byte // a cache line each
 }
 
 // An entry is when the kernel ends a grant, in milliseconds after the table's
@@ -63,34 +67,49 @@ func (e entry) trusted(trust uint32) bool { return (uint32(e)^trust)&(1<<trustBi
 // its monotonic reading where it has one.
 func NewTable[K comparable](epoch time.Time) *Table[K] {
 	t := &Table[K]{epoch: epoch, seed: maphash.MakeSeed()}
-	t.wheel.nodes = &t.nodes
+	t.wheel.nodes, t.accounts.nodes = &t.nodes, &t.nodes
 	t.trust.Store(1)
-	for i := range t.shards {
-		t.shards[i].index = make(map[uint64]uint32)
-	}
+	t.empty()
 	return t
 }
 
-func (t *Table[K]) shard(k K) (s *shard, hash uint64) {
-	hash = maphash.Comparable(t.seed, k) &^ t.sameHash
-	return &t.shards[hash%shards], hash
+// empty forgets all keys, and gives back their memory.
+func (t *Table[K]) empty() {
+	for i := range t.shards {
+		s := &t.shards[i]
+		s.mu.Lock()
+		s.index = index{heads: make([]uint32, 1)}
+		s.mu.Unlock()
+	}
+	// No reader has the number of a node any more.
+	t.nodes, t.wheel.slots = nodes[K]{}, [turn]uint32{}
+	t.accounts.empty()
 }
 
-// find returns the node of k, or 0, and the one before it in the list of its hash.
-// The caller holds the shard's lock, for reading at least, or is the writer.
-func (t *Table[K]) find(s *shard, hash uint64, k K) (i, before uint32) {
-	for i = s.index[hash]; i != 0; i, before = t.nodes.at(i).same, i {
-		if t.nodes.at(i).key == k {
+// shard returns where k is found, and by what hash.
+func (t *Table[K]) shard(k *K) (s *shard, hash uint32) {
+	h := maphash.Comparable(t.seed, *k) &^ t.sameHash
+	return &t.shards[h%shards], uint32(h >> 32)
+}
+
+// find returns the node of k, or 0. The caller holds the shard's lock, for reading at
+// least, or is the writer.
+func (t *Table[K]) find(s *shard, hash uint32, k *K) uint32 {
+	i := *s.index.head(hash)
+	for i != 0 {
+		n := t.nodes.at(i)
+		if n.key == *k {
 			break
 		}
+		i = n.same
 	}
-	return i, before
+	return i
 }
 
-func (t *Table[K]) get(k K) (e entry, ok bool) {
+func (t *Table[K]) get(k *K) (e entry, ok bool) {
 	s, hash := t.shard(k)
 	s.mu.RLock()
-	if i, _ := t.find(s, hash, k); i != 0 {
+	if i := t.find(s, hash, k); i != 0 {
 		e, ok = t.nodes.at(i).entry, true
 	}
 	s.mu.RUnlock()
@@ -98,9 +117,10 @@ func (t *Table[K]) get(k K) (e entry, ok bool) {
 }
 
 // Covers reports whether k is in force and may be relied upon until the given
-// moment: the writer will not take it out of the kernel before.
+// moment: the writer will not take it out of the kernel before, unless there are too
+// many.
 func (t *Table[K]) Covers(k K, until time.Time) bool {
-	e, ok := t.get(k)
+	e, ok := t.get(&k)
 	return ok && e.trusted(t.trust.Load()) && e.dueAt() >= until.Sub(t.epoch)
 }
 
@@ -108,7 +128,7 @@ func (t *Table[K]) Covers(k K, until time.Time) bool {
 // unconfirmed entry was there when last heard of: the kernel may have ended it
 // or somebody may have taken it away. Without an entry it returns the zero time.
 func (t *Table[K]) Lookup(k K) (until time.Time, confirmed bool) {
-	e, ok := t.get(k)
+	e, ok := t.get(&k)
 	if !ok {
 		return time.Time{}, false
 	}
@@ -119,59 +139,63 @@ func (t *Table[K]) Lookup(k K) (until time.Time, confirmed bool) {
 func (t *Table[K]) Distrust() { t.trust.Add(1) }
 
 // Set enters that the kernel ends k at the given moment, and reports whether k
-// is new. Writer only.
-func (t *Table[K]) Set(k K, until time.Time) (added bool) {
-	return t.set(k, until, t.trust.Load())
+// is new. It counts for these accounts, and is renewed in them. What has been set for
+// another account before counts for none of that kind any more. Writer only.
+func (t *Table[K]) Set(k K, until time.Time, of Accounts) (added bool) {
+	return t.set(&k, until, t.trust.Load(), of)
 }
 
 // Adopt enters what was read back from the kernel and may be out of date by
 // now: the entry is unconfirmed. It changes nothing where there is an entry, and
 // reports whether k is new. Writer only.
-func (t *Table[K]) Adopt(k K, until time.Time) (added bool) {
-	if _, ok := t.get(k); ok {
+func (t *Table[K]) Adopt(k K, until time.Time, of Accounts) (added bool) {
+	if s, hash := t.shard(&k); t.find(s, hash, &k) != 0 {
 		return false
 	}
-	return t.set(k, until, 0)
+	return t.set(&k, until, 0, of)
 }
 
-func (t *Table[K]) set(k K, until time.Time, trust uint32) (added bool) {
+func (t *Table[K]) set(k *K, until time.Time, trust uint32, of Accounts) (added bool) {
 	e := newEntry(until.Sub(t.epoch), trust)
 	s, hash := t.shard(k)
-	i, _ := t.find(s, hash, k)
-	if added = i == 0; added {
-		i = t.nodes.take()
-		t.wheel.push(i, e.dueAt())
+	i := t.find(s, hash, k)
+	if i != 0 {
+		s.mu.Lock()
+		t.nodes.at(i).entry = e
+		s.mu.Unlock()
+		t.accounts.renew(i, of)
+		return false
 	}
+	i = t.nodes.take()
+	n := t.nodes.at(i) // which no reader finds yet
+	n.key, n.entry = *k, e
+	t.wheel.push(i, e.dueAt())
+	t.accounts.enter(i, of)
 	s.mu.Lock()
-	n := t.nodes.at(i)
-	if n.entry = e; added {
-		n.key, n.same = k, s.index[hash]
-		s.index[hash] = i
-	}
+	t.linkLocked(s, i, hash)
 	s.mu.Unlock()
-	return added
+	return true
 }
 
 // Delete takes k out and reports whether it was there. Writer only.
 func (t *Table[K]) Delete(k K) bool {
-	s, hash := t.shard(k)
-	i, before := t.find(s, hash, k)
+	s, hash := t.shard(&k)
+	i := t.find(s, hash, &k)
 	if i == 0 {
 		return false
 	}
-	n := t.nodes.at(i)
-	s.mu.Lock()
-	switch {
-	case before != 0:
-		t.nodes.at(before).same = n.same
-	case n.same != 0:
-		s.index[hash] = n.same
-	default:
-		delete(s.index, hash)
-	}
-	s.mu.Unlock()
-	n.deleted = true // the wheel lets go of it when its slot comes up
+	t.wheel.remove(i)
+	t.drop(s, hash, i)
 	return true
+}
+
+// drop forgets a node that the wheel has let go of.
+func (t *Table[K]) drop(s *shard, hash, i uint32) {
+	s.mu.Lock()
+	t.unlinkLocked(s, i, hash)
+	s.mu.Unlock()
+	t.accounts.leave(i)
+	t.nodes.release(i)
 }
 
 // Due takes keys out of the table that have less than Removal left, and appends
@@ -185,16 +209,13 @@ func (t *Table[K]) Due(now time.Time, limit int, buf []Ended[K]) []Ended[K] {
 			break
 		}
 		n := t.nodes.at(i)
-		switch {
-		case n.deleted:
-			t.nodes.release(i)
-		case n.entry.dueAt() > at: // renewed since
-			t.wheel.push(i, n.entry.dueAt())
-		default:
-			buf = append(buf, Ended[K]{n.key, t.epoch.Add(n.entry.until())})
-			t.Delete(n.key)
-			t.nodes.release(i)
+		if due := n.entry.dueAt(); due > at { // renewed since
+			t.wheel.push(i, due)
+			continue
 		}
+		buf = append(buf, t.ended(i))
+		s, hash := t.shard(&n.key)
+		t.drop(s, hash, i)
 	}
 	return buf
 }
@@ -203,26 +224,28 @@ func (t *Table[K]) Due(now time.Time, limit int, buf []Ended[K]) []Ended[K] {
 func (t *Table[K]) Clear() []Ended[K] {
 	var all []Ended[K]
 	for i := range t.shards {
-		s := &t.shards[i]
-		s.mu.Lock()
-		for _, i := range s.index {
+		for _, i := range t.shards[i].index.heads {
 			for ; i != 0; i = t.nodes.at(i).same {
-				n := t.nodes.at(i)
-				all = append(all, Ended[K]{n.key, t.epoch.Add(n.entry.until())})
+				all = append(all, t.ended(i))
 			}
 		}
-		s.index = make(map[uint64]uint32)
-		s.mu.Unlock()
 	}
-	// No reader has the number of a node any more.
-	t.nodes, t.wheel.slots = nodes[K]{}, [turn]uint32{}
+	t.empty()
 	return all
 }
 
-// Ended is a key that has run out, and when the kernel ends it by itself.
+// Ended is a key that ends or has ended: when the kernel ends it by itself, and what
+// it counted for.
 type Ended[K comparable] struct {
 	Key   K
 	Until time.Time
+	Of    Accounts
+}
+
+// ended is a node to the writer.
+func (t *Table[K]) ended(i uint32) Ended[K] {
+	n := t.nodes.at(i)
+	return Ended[K]{n.key, t.epoch.Add(n.entry.until()), t.accounts.of(i)}
 }
 
 // All yields every key and when the kernel ends it. It holds one lock at a time
@@ -232,11 +255,11 @@ func (t *Table[K]) All() iter.Seq2[K, time.Time] {
 		for i := range t.shards {
 			s := &t.shards[i]
 			s.mu.RLock()
-			part := make([]Ended[K], 0, len(s.index))
-			for _, i := range s.index {
+			part := make([]Ended[K], 0, s.index.count)
+			for _, i := range s.index.heads {
 				for ; i != 0; i = t.nodes.at(i).same {
 					n := t.nodes.at(i)
-					part = append(part, Ended[K]{n.key, t.epoch.Add(n.entry.until())})
+					part = append(part, Ended[K]{Key: n.key, Until: t.epoch.Add(n.entry.until())})
 				}
 			}
 			s.mu.RUnlock()

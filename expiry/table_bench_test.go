@@ -8,18 +8,25 @@ import (
 	"time"
 )
 
-type benchKey [33]byte
+// benchKey is as long as backend.Key.
+type benchKey [34]byte
 
 func benchKeyOf(n int) (k benchKey) {
 	binary.BigEndian.PutUint64(k[8:], uint64(n))
 	return k
 }
 
+// benchAccounts are one holder's, who has each key because of another name. Numbers
+// are hashes.
+func benchAccounts(n int) Accounts {
+	return Accounts{Holder: 1, Name: uint32(n+1) * 2654435761}
+}
+
 func benchTable(n int) (*Table[benchKey], time.Time) {
 	epoch := time.Now()
 	t := NewTable[benchKey](epoch)
 	for i := range n {
-		t.Set(benchKeyOf(i), epoch.Add(time.Hour+time.Duration(i)*time.Millisecond))
+		t.Set(benchKeyOf(i), epoch.Add(time.Hour+time.Duration(i)*time.Millisecond), benchAccounts(i))
 	}
 	return t, epoch
 }
@@ -56,7 +63,7 @@ func BenchmarkSet(b *testing.B) {
 		b.ReportAllocs()
 		t, epoch := benchTable(0)
 		for i := 0; b.Loop(); i++ {
-			t.Set(benchKeyOf(i), epoch.Add(time.Hour))
+			t.Set(benchKeyOf(i), epoch.Add(time.Hour), benchAccounts(i))
 		}
 	})
 	b.Run("renew", func(b *testing.B) {
@@ -64,7 +71,7 @@ func BenchmarkSet(b *testing.B) {
 		const n = 100_000
 		t, epoch := benchTable(n)
 		for i := 0; b.Loop(); i++ {
-			t.Set(benchKeyOf(i%n), epoch.Add(2*time.Hour))
+			t.Set(benchKeyOf(i%n), epoch.Add(2*time.Hour), benchAccounts(i%n))
 		}
 	})
 }
@@ -79,7 +86,7 @@ func BenchmarkDue(b *testing.B) {
 			var buf []Ended[benchKey]
 			ended := 0
 			for i := n; b.Loop(); i++ {
-				t.Set(benchKeyOf(i), now.Add(time.Second))
+				t.Set(benchKeyOf(i), now.Add(time.Second), benchAccounts(i))
 				now = now.Add(time.Millisecond)
 				buf = t.Due(now, 100, buf[:0])
 				ended += len(buf)

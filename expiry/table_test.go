@@ -3,6 +3,7 @@ package expiry
 import (
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -33,7 +34,7 @@ func text(ended []Ended[string]) string {
 
 func TestCovers(t *testing.T) {
 	table := NewTable[string](epoch)
-	table.Set("a", after(time.Minute))
+	table.Set("a", after(time.Minute), Accounts{})
 	for _, tt := range []struct {
 		name  string
 		key   string
@@ -57,8 +58,8 @@ func TestCovers(t *testing.T) {
 
 func TestLookup(t *testing.T) {
 	table := NewTable[string](epoch)
-	table.Set("set", after(time.Minute))
-	table.Adopt("adopted", after(time.Hour))
+	table.Set("set", after(time.Minute), Accounts{})
+	table.Adopt("adopted", after(time.Hour), Accounts{})
 	for _, tt := range []struct {
 		key       string
 		want      time.Time
@@ -83,14 +84,14 @@ func TestSetAndAdopt(t *testing.T) {
 		until time.Duration
 		relied
 	}{
-		{"adopt", func() bool { return table.Adopt("a", after(time.Hour)) }, true, time.Hour, false},
-		{"adopt again", func() bool { return table.Adopt("a", after(2*time.Hour)) }, false, time.Hour, false},
-		{"confirm", func() bool { return table.Set("a", after(3*time.Hour)) }, false, 3 * time.Hour, true},
-		{"adopt what is known better", func() bool { return table.Adopt("a", after(4*time.Hour)) }, false, 3 * time.Hour, true},
-		{"renew", func() bool { return table.Set("a", after(5*time.Hour)) }, false, 5 * time.Hour, true},
+		{"adopt", func() bool { return table.Adopt("a", after(time.Hour), Accounts{}) }, true, time.Hour, false},
+		{"adopt again", func() bool { return table.Adopt("a", after(2*time.Hour), Accounts{}) }, false, time.Hour, false},
+		{"confirm", func() bool { return table.Set("a", after(3*time.Hour), Accounts{}) }, false, 3 * time.Hour, true},
+		{"adopt what is known better", func() bool { return table.Adopt("a", after(4*time.Hour), Accounts{}) }, false, 3 * time.Hour, true},
+		{"renew", func() bool { return table.Set("a", after(5*time.Hour), Accounts{}) }, false, 5 * time.Hour, true},
 		{"delete", func() bool { return !table.Delete("a") }, false, 0, false},
 		{"delete what is not there", func() bool { return table.Delete("a") }, false, 0, false},
-		{"set", func() bool { return table.Set("a", after(time.Hour)) }, true, time.Hour, true},
+		{"set", func() bool { return table.Set("a", after(time.Hour), Accounts{}) }, true, time.Hour, true},
 	} {
 		t.Run(step.name, func(t *testing.T) {
 			if got := step.does(); got != step.added {
@@ -111,11 +112,11 @@ type relied bool
 
 func TestDistrust(t *testing.T) {
 	table := NewTable[string](epoch)
-	table.Set("a", after(time.Hour))
-	table.Set("b", after(time.Hour))
+	table.Set("a", after(time.Hour), Accounts{})
+	table.Set("b", after(time.Hour), Accounts{})
 	for range 3 {
 		table.Distrust()
-		table.Set("a", after(time.Hour))
+		table.Set("a", after(time.Hour), Accounts{})
 		if !table.Covers("a", epoch) || table.Covers("b", epoch) {
 			t.Error("the confirmed one is in force, and no other")
 		}
@@ -130,14 +131,14 @@ func TestDistrust(t *testing.T) {
 
 func TestDue(t *testing.T) {
 	table := NewTable[string](epoch)
-	table.Set("past", after(-time.Hour))
-	table.Set("minute", after(time.Minute))
-	table.Set("renewed", after(time.Minute))
-	table.Set("renewed", after(2*time.Minute))
-	table.Set("deleted", after(time.Minute))
+	table.Set("past", after(-time.Hour), Accounts{})
+	table.Set("minute", after(time.Minute), Accounts{})
+	table.Set("renewed", after(time.Minute), Accounts{})
+	table.Set("renewed", after(2*time.Minute), Accounts{})
+	table.Set("deleted", after(time.Minute), Accounts{})
 	table.Delete("deleted")
-	table.Adopt("adopted", after(time.Minute))
-	table.Set("day", after(24*time.Hour))
+	table.Adopt("adopted", after(time.Minute), Accounts{})
+	table.Set("day", after(24*time.Hour), Accounts{})
 	for _, tt := range []struct {
 		at   time.Duration
 		want string
@@ -165,16 +166,16 @@ func TestDue(t *testing.T) {
 // A clock that jumps, as after suspend, brings up what is due and nothing else.
 func TestDueAfterALongPause(t *testing.T) {
 	table := NewTable[string](epoch)
-	table.Set("first", after(time.Minute))
-	table.Set("hours", after(5*time.Hour))
-	table.Set("days", after(48*time.Hour))
+	table.Set("first", after(time.Minute), Accounts{})
+	table.Set("hours", after(5*time.Hour), Accounts{})
+	table.Set("days", after(48*time.Hour), Accounts{})
 	if got := text(table.Due(after(24*time.Hour), all, nil)); got != "first 1m0s, hours 5h0m0s" {
 		t.Errorf("due: %s", got)
 	}
 	if got := text(table.Due(after(1*time.Hour), all, nil)); got != "" {
 		t.Errorf("after the clock went back: %s", got)
 	}
-	table.Set("soon", after(25*time.Hour))
+	table.Set("soon", after(25*time.Hour), Accounts{})
 	if got := text(table.Due(after(47*time.Hour), all, nil)); got != "soon 25h0m0s" {
 		t.Errorf("due: %s", got)
 	}
@@ -183,9 +184,9 @@ func TestDueAfterALongPause(t *testing.T) {
 func TestDueHasALimit(t *testing.T) {
 	table := NewTable[int](epoch)
 	for i := range 100 {
-		table.Set(i, after(time.Minute))
+		table.Set(i, after(time.Minute), Accounts{})
 	}
-	had := Ended[int]{-1, epoch}
+	had := Ended[int]{Key: -1, Until: epoch}
 	buf := []Ended[int]{had}
 	for len(buf) < 101 {
 		before := len(buf)
@@ -208,15 +209,15 @@ func TestDueHasALimit(t *testing.T) {
 
 func TestClear(t *testing.T) {
 	table := NewTable[string](epoch)
-	table.Set("a", after(time.Minute))
-	table.Adopt("b", after(time.Hour))
+	table.Set("a", after(time.Minute), Accounts{})
+	table.Adopt("b", after(time.Hour), Accounts{})
 	if got := text(table.Clear()); got != "a 1m0s, b 1h0m0s" {
 		t.Errorf("cleared: %s", got)
 	}
 	if len(table.Clear()) > 0 || len(table.Due(after(2*time.Hour), all, nil)) > 0 || table.Covers("a", epoch) {
 		t.Error("something is left")
 	}
-	table.Set("a", after(3*time.Hour))
+	table.Set("a", after(3*time.Hour), Accounts{})
 	if got := text(table.Due(after(3*time.Hour), all, nil)); got != "a 3h0m0s" {
 		t.Errorf("due: %s", got)
 	}
@@ -227,7 +228,7 @@ func TestAll(t *testing.T) {
 	want := map[int]time.Time{}
 	for i := range 1000 {
 		want[i] = after(time.Duration(i) * time.Second)
-		table.Set(i, want[i])
+		table.Set(i, want[i], Accounts{})
 	}
 	if got := maps.Collect(table.All()); !maps.EqualFunc(got, want, time.Time.Equal) {
 		t.Errorf("%d keys, want %d", len(got), len(want))
@@ -248,6 +249,7 @@ func TestAll(t *testing.T) {
 type model struct {
 	entries map[int]modelEntry
 	trust   int
+	renewed int // how often
 }
 
 // kept is what a table keeps of a time: whole milliseconds after the epoch.
@@ -258,11 +260,50 @@ func kept(until time.Duration) time.Duration {
 type modelEntry struct {
 	until, since time.Duration // after the epoch
 	trust        int
+	of           Accounts
+	renewed      [kinds]int
 }
 
 func (m *model) covers(k int, until time.Duration) bool {
 	e, ok := m.entries[k]
 	return ok && e.trust == m.trust && e.until-Removal >= until
+}
+
+// renew returns e when it has been renewed, or is new, in these accounts.
+func (m *model) renew(e modelEntry, had bool, of Accounts) modelEntry {
+	m.renewed++
+	for kind, account := range of {
+		e.renewed[kind] = m.renewed
+		if !had {
+			e.of[kind] = account
+		} else if e.of[kind] != account {
+			e.of[kind] = 0
+		}
+	}
+	return e
+}
+
+// account returns how many keys an account has, and the one renewed least recently.
+func (m *model) account(kind int, account uint32) (count, oldest int) {
+	first := math.MaxInt
+	for k, e := range m.entries {
+		if account != 0 && e.of[kind] == account {
+			if count++; e.renewed[kind] < first {
+				first, oldest = e.renewed[kind], k
+			}
+		}
+	}
+	return count, oldest
+}
+
+// ends takes out what the table says has ended.
+func (m *model) ends(t *testing.T, d Ended[int]) {
+	t.Helper()
+	e, ok := m.entries[d.Key]
+	if !ok || !d.Until.Equal(after(e.until)) || d.Of != e.of {
+		t.Fatalf("ended: %v until %v, for %v, of which is known %v, %v", d.Key, d.Until.Sub(epoch), d.Of, ok, e)
+	}
+	delete(m.entries, d.Key)
 }
 
 // Whatever is done to it, a table is as its model.
@@ -277,10 +318,11 @@ func TestTableIsAsItsModel(t *testing.T) {
 			now := time.Duration(0)
 			for range 20_000 {
 				k := random.IntN(300)
+				of := Accounts{Holder: uint32(k % 3), Name: uint32(random.IntN(5))}
 				// From before now to some turns of the wheel later, mostly soon.
 				life := time.Duration(random.Int64N(int64(time.Hour)))>>random.IntN(20) - time.Second
 				e, had := m.entries[k]
-				switch random.IntN(20) {
+				switch random.IntN(24) {
 				case 0, 1, 2, 3, 4, 5:
 					until := now + life
 					if !had {
@@ -288,16 +330,16 @@ func TestTableIsAsItsModel(t *testing.T) {
 					} else {
 						until = max(until, e.until) // none gets shorter
 					}
-					until = kept(until)
-					m.entries[k] = modelEntry{until, e.since, m.trust}
-					if table.Set(k, after(until)) == had {
+					e.until, e.trust = kept(until), m.trust
+					m.entries[k] = m.renew(e, had, of)
+					if table.Set(k, after(until), of) == had {
 						t.Fatalf("Set says %v of a key that was there: %v", !had, had)
 					}
 				case 6, 7:
 					if !had {
-						m.entries[k] = modelEntry{kept(now + life), now, 0}
+						m.entries[k] = m.renew(modelEntry{until: kept(now + life), since: now}, had, of)
 					}
-					if table.Adopt(k, after(now+life)) == had {
+					if table.Adopt(k, after(now+life), of) == had {
 						t.Fatalf("Adopt says %v of a key that was there: %v", !had, had)
 					}
 				case 8:
@@ -312,10 +354,13 @@ func TestTableIsAsItsModel(t *testing.T) {
 					}
 				case 10:
 					if random.IntN(200) == 0 {
-						if n := len(table.Clear()); n != len(m.entries) {
-							t.Fatalf("cleared %d of %d", n, len(m.entries))
+						ended := table.Clear()
+						for _, d := range ended {
+							m.ends(t, d)
 						}
-						clear(m.entries)
+						if len(m.entries) > 0 {
+							t.Fatalf("cleared %d and not %d", len(ended), len(m.entries))
+						}
 					}
 				case 11, 12, 13:
 					now += time.Duration(random.Int64N(int64(10*time.Minute))) >> random.IntN(30)
@@ -328,16 +373,33 @@ func TestTableIsAsItsModel(t *testing.T) {
 						t.Fatalf("%d due, the limit is %d", len(due), limit)
 					}
 					for _, d := range due {
-						e, ok := m.entries[d.Key]
-						if !ok || !d.Until.Equal(after(e.until)) || e.until-Removal > now {
-							t.Fatalf("at %v due: %v until %v, of which is known %v, %v", now, d.Key, d.Until.Sub(epoch), ok, e)
+						if d.Until.Add(-Removal).After(after(now)) {
+							t.Fatalf("at %v due: %v until %v", now, d.Key, d.Until.Sub(epoch))
 						}
-						delete(m.entries, d.Key)
+						m.ends(t, d)
 					}
 					for k, e := range m.entries {
 						if limit == all && max(e.until-Removal, e.since) <= now-late {
 							t.Fatalf("at %v not due: %v until %v", now, k, e.until)
 						}
+					}
+				case 14, 15:
+					if had {
+						e = m.renew(e, had, of)
+						m.entries[k] = e
+					}
+					table.Touch(k, of)
+					if of, ok := table.Of(k); ok != had || of != e.of {
+						t.Fatalf("Of says %v, %v of %v, %v", of, ok, e, had)
+					}
+				case 16, 17:
+					kind, account := random.IntN(kinds), uint32(random.IntN(5))
+					count, oldest := m.account(kind, account)
+					if got := table.Count(kind, account); got != count {
+						t.Fatalf("%d keys in account %d of kind %d, want %d", got, account, kind, count)
+					}
+					if count > 0 && table.Oldest(kind, account).Key != oldest {
+						t.Fatalf("the oldest in account %d of kind %d is %v, want %d", account, kind, table.Oldest(kind, account), oldest)
 					}
 				default:
 					until, confirmed := table.Lookup(k)
@@ -367,7 +429,7 @@ func TestWheelReusesMemory(t *testing.T) {
 	table := NewTable[int](epoch)
 	now := time.Duration(0)
 	for i := range 100_000 {
-		table.Set(i, after(now+time.Second))
+		table.Set(i, after(now+time.Second), Accounts{})
 		now += time.Millisecond
 		table.Due(after(now), all, nil)
 	}
@@ -376,7 +438,7 @@ func TestWheelReusesMemory(t *testing.T) {
 	}
 	// Renewals cost nothing.
 	for i := range 100_000 {
-		table.Set(-1, after(now+time.Duration(i)*time.Hour))
+		table.Set(-1, after(now+time.Duration(i)*time.Hour), Accounts{})
 	}
 	if n := int(table.nodes.made); n > 2000 {
 		t.Errorf("%d nodes after renewals", n)
@@ -384,7 +446,7 @@ func TestWheelReusesMemory(t *testing.T) {
 }
 
 func TestMemory(t *testing.T) {
-	const n, limit = 1_000_000, 120
+	const n = 1_000_000
 	inUse := func() uint64 {
 		runtime.GC()
 		runtime.GC()
@@ -392,23 +454,36 @@ func TestMemory(t *testing.T) {
 		runtime.ReadMemStats(&m)
 		return m.HeapAlloc
 	}
-	before := inUse()
-	table := NewTable[[33]byte](epoch) // as long as backend.Key
-	for i := range n {
-		table.Set([33]byte{29: byte(i >> 24), 30: byte(i >> 16), 31: byte(i >> 8), 32: byte(i)}, after(time.Hour+time.Duration(i)))
-	}
-	each := float64(inUse()-before) / n
-	runtime.KeepAlive(table)
-	t.Logf("%.0f bytes a grant", each)
-	if each > limit {
-		t.Errorf("%.0f bytes a grant, want at most %d", each, limit)
+	for _, tt := range []struct {
+		name  string
+		of    func(number uint32) Accounts
+		limit float64
+	}{
+		{"one holder, no names", func(uint32) Accounts { return Accounts{Holder: 1} }, 90},
+		{"one holder, as many names", func(i uint32) Accounts { return Accounts{i, 1} }, 120},
+		{"as many holders and names", func(i uint32) Accounts { return Accounts{i, i} }, 135},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			before := inUse()
+			table := NewTable[[34]byte](epoch) // as long as backend.Key
+			for i := range n {
+				key := [34]byte{30: byte(i >> 24), 31: byte(i >> 16), 32: byte(i >> 8), 33: byte(i)}
+				table.Set(key, after(time.Hour+time.Duration(i)), tt.of(1+uint32(i)*2654435761)) // like hashes
+			}
+			each := float64(inUse()-before) / n
+			runtime.KeepAlive(table)
+			t.Logf("%.0f bytes a grant", each)
+			if each > tt.limit {
+				t.Errorf("%.0f bytes a grant, want at most %.0f", each, tt.limit)
+			}
+		})
 	}
 }
 
 func TestCoversAllocatesNothing(t *testing.T) {
 	table := NewTable[[16]byte](epoch)
 	key := [16]byte{1}
-	table.Set(key, after(time.Hour))
+	table.Set(key, after(time.Hour), Accounts{})
 	if n := testing.AllocsPerRun(1000, func() { table.Covers(key, after(time.Minute)); table.Covers([16]byte{2}, epoch) }); n > 0 {
 		t.Errorf("%v allocations", n)
 	}
@@ -419,7 +494,7 @@ func TestCoversAllocatesNothing(t *testing.T) {
 func TestReadersBesideTheWriter(t *testing.T) {
 	table := NewTable[int](epoch)
 	const lasting = -1
-	table.Set(lasting, after(1000*time.Hour))
+	table.Set(lasting, after(1000*time.Hour), Accounts{})
 	stop := make(chan struct{})
 	var readers sync.WaitGroup
 	for range 2 {
@@ -446,7 +521,7 @@ func TestReadersBesideTheWriter(t *testing.T) {
 	}
 	now := time.Duration(0)
 	for i := range 2000 {
-		table.Set(i%100, after(now+time.Second))
+		table.Set(i%100, after(now+time.Second), Accounts{})
 		now += 10 * time.Millisecond
 		table.Due(after(now), 10, nil)
 	}
@@ -460,7 +535,7 @@ func TestClearGivesBackMemory(t *testing.T) {
 	now := time.Duration(0)
 	for range 20 {
 		for i := range 10_000 {
-			table.Set(i, after(now+time.Hour))
+			table.Set(i, after(now+time.Hour), Accounts{})
 		}
 		if n := len(table.Clear()); n != 10_000 {
 			t.Fatalf("%d keys were there", n)
@@ -501,7 +576,7 @@ func TestReadersBesideClear(t *testing.T) {
 	}
 	now := time.Second
 	for i := range 20_000 {
-		table.Set(i*7%3000, after(now+time.Duration(1+i%5000)*time.Millisecond))
+		table.Set(i*7%3000, after(now+time.Duration(1+i%5000)*time.Millisecond), Accounts{})
 		if i%3000 == 0 {
 			table.Clear()
 		}

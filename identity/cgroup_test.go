@@ -159,11 +159,18 @@ func TestUnitAt(t *testing.T) {
 			t.Errorf("%s: got %+v, %v", absent, got, err)
 		}
 	}
-	for _, bad := range []string{"/", "", ".", "/a/..", c.mount.point, deep + "/d"} {
+}
+
+func TestWhatUnitsCannotBe(t *testing.T) {
+	m, err := findMount()
+	if err != nil {
+		cannot(t, err)
+	}
+	for _, bad := range []string{"/", "", ".", "/a/..", m.point, strings.Repeat("/d", backend.MaxLevel+1)} {
 		if got, err := UnitAt(bad); err == nil || errors.Is(err, ErrUnsupported) {
 			t.Errorf("%q: got %+v, %v", bad, got, err)
 		}
-		if _, err := FollowUnits([]string{x, bad}); err == nil || errors.Is(err, ErrUnsupported) {
+		if _, err := FollowUnits([]string{"/nosuch", bad}); err == nil || errors.Is(err, ErrUnsupported) {
 			t.Errorf("%q can be followed: %v", bad, err)
 		}
 	}

@@ -131,8 +131,8 @@ func (f *followed) kernelWatches() (watches []string) {
 func TestFollowUnitsOfAnotherNamespace(t *testing.T) {
 	f := follow(t, true, "/a/x.service")
 	f.add("/a")
-	shell := fmt.Sprintf(`set -e; echo 0 > %[1]s%s/a/cgroup.procs; exec unshare -Cm sh -c '
-		umount %[1]s; mount -t cgroup2 none %[1]s; mkdir %[1]s/x.service; exec "$0"' "$0"`, f.cgroups.mount.point, f.top)
+	shell := fmt.Sprintf(`set -e; echo 0 > %s/a/cgroup.procs; exec unshare -Cm sh -c '
+		mount -t cgroup2 none %[2]s; mkdir %[2]s/x.service; exec "$0"' "$0"`, f.cgroups.mount.point+f.top, t.TempDir())
 	startProgram(t, newHost(t), shell, "self")
 	f.lists(f.cgroups.mount.idNow(f.top + "/a/x.service"))
 }

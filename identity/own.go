@@ -44,15 +44,16 @@ func (o *ownAddresses) remove(at ownPlace, from source) {
 	}
 }
 
-// sweep removes what was not heard of since begin.
+// sweep removes what was not heard of since begin. All is published then, new or not:
+// whoever could not make use of it before gets to try again.
 func (o *ownAddresses) sweep() {
 	for at := range o.unheard() {
 		o.strike(at)
-		o.stale = true
 	}
+	o.stale = true
 }
 
-// publish makes what was heard known to those who ask, and reports whether that is
+// publish makes what was heard known to those who ask, and reports whether that may be
 // anything new.
 func (o *ownAddresses) publish() bool {
 	if !o.stale {
@@ -101,8 +102,8 @@ func (w *Watcher) OnLink() []netip.Prefix {
 	return slices.Compact(all)
 }
 
-// Changed is sent to when the machine's own addresses have changed; several changes
-// may be one event. It is closed by Close.
+// Changed is sent to when the machine's own addresses may have changed, and once a
+// minute in any case; several changes may be one event. It is closed by Close.
 func (w *Watcher) Changed() <-chan struct{} { return w.changed }
 
 // signal sends an event, unless one is still to be received.

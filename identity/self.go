@@ -49,8 +49,7 @@ func (m *mount) ownCgroup(process int) (own backend.Cgroup, err error) {
 	}
 	p := unifiedPath(string(memberships))
 	level := levelOf(p)
-	// Out of a cgroup namespace the path leads by way of .. .
-	if level < 1 || level > backend.MaxLevel || p != path.Clean(p) {
+	if level < 1 || level > backend.MaxLevel {
 		return own, nil
 	}
 	id, err := m.id(p)
@@ -70,11 +69,13 @@ func (m *mount) ownCgroup(process int) (own backend.Cgroup, err error) {
 }
 
 // unifiedPath reads the path in the hierarchy of version 2 (proc_pid_cgroup(5)). It is
-// empty if there is none.
+// empty if there is none below the root of the cgroup namespace: to what is outside, the
+// path leads by way of .. .
 func unifiedPath(memberships string) string {
 	for line := range strings.Lines(memberships) {
-		if p, ok := strings.CutPrefix(line, "0::"); ok {
-			return strings.TrimSuffix(p, "\n")
+		p, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::")
+		if ok && p == path.Clean(p) {
+			return p
 		}
 	}
 	return ""

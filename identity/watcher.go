@@ -17,9 +17,10 @@ import (
 // anew when it may have missed one, and once a minute in any case: before 2026 Linux
 // could announce two changes of one neighbour in the wrong order.
 //
-// Own takes no lock; Find, but for a question to the kernel once a second and address,
-// one that only addresses of the same shard share. Neither allocates. All methods may
-// be called at any time, also after Close, when nothing is known any more.
+// Own takes no lock, and Find one that only addresses of the same shard share; but for
+// what Find asks the kernel, once a second and address, they make no system call and
+// allocate nothing. All methods may be called at any time, also after Close, when
+// nothing is known any more.
 type Watcher struct {
 	own        ownAddresses
 	neighbours *mirror

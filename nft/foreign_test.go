@@ -343,7 +343,7 @@ func TestAdoptionAfterTheSetIsGone(t *testing.T) {
 	for _, a := range backendtest.Addrs(1000, 500) {
 		stale = append(stale, element{backend.Scope{Holder: backend.Machine}.Key(a), time.Hour})
 	}
-	_ = g.do(func(w *writer) error { w.adoptPart(stale, time.Now()); return nil })
+	_ = g.do(func(w *writer) error { w.adoptPart(stale, time.Now(), false); return nil })
 	foreign(t, func(c *nftables.Conn, table *nftables.Table) {
 		for _, ipv4 := range []bool{true, false} {
 			c.FlushSet(named(forVersion(setGranted, ipv4), table))

@@ -6,12 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
 )
 
 // Backend is the nftables backend. Its writer owns the connection to the kernel
@@ -41,8 +43,9 @@ var _ backend.Backend = (*Backend)(nil)
 // A request is the grants of one answer, waiting for the kernel.
 type request struct {
 	grants []backend.Grant
-	late   time.Time  // nobody waits any longer
-	done   chan error // holds one; nil where nobody waits
+	again  []expiry.Ended[backend.Key] // grants to be restored, instead
+	late   time.Time                   // nobody waits any longer
+	done   chan error                  // holds one; nil where nobody waits
 }
 
 // settle tells the result to whoever waits. Only the first one counts.
@@ -61,7 +64,7 @@ const maxWaiting = 1 << 16
 // table of what is in force must have no other writer.
 func New(inForce *backend.InForce, events backend.Observer) *Backend {
 	b := &Backend{inForce: inForce, events: events, wake: make(chan struct{}, 1), stop: make(chan struct{})}
-	b.writer.Backend, b.writer.ownership = b, tableOwned
+	b.writer.Backend, b.writer.ownership, b.writer.seed = b, tableOwned, maphash.MakeSeed()
 	b.clock = time.AfterFunc(time.Hour, b.settleLate)
 	b.clock.Stop()
 	go b.run()

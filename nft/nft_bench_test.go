@@ -2,6 +2,7 @@ package nft
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -42,7 +43,7 @@ func benchBackend(b *testing.B, table string, events backend.Observer) *Backend 
 }
 
 func benchRules(table string) backend.Rules {
-	return backend.Rules{Table: table, Gateway: true, GatewayHolders: []backend.Holder{backend.Everyone}, MaxGrants: 1 << 24}
+	return backend.Rules{Table: table, Gateway: true, GatewayHolders: []backend.Holder{backend.Everyone, backend.Client}, MaxGrants: 1 << 24, MaxGrantsClient: 1000, MaxGrantsName: 100}
 }
 
 var benchNumber atomic.Uint32
@@ -53,7 +54,14 @@ func benchAddr() netip.Addr {
 }
 
 // What one answer waits for, alone and in company.
-func BenchmarkGrant(b *testing.B) {
+func BenchmarkGrant(b *testing.B) { benchGrant(b, backend.Scope{}) }
+
+// The same for a client that has as many as it may, and loses one for each.
+func BenchmarkGrantAtTheLimit(b *testing.B) {
+	benchGrant(b, backend.ClientScope(netip.MustParseAddr("192.168.0.2")))
+}
+
+func benchGrant(b *testing.B, scope backend.Scope) {
 	for _, waiters := range []int{1, 8, 64} {
 		b.Run(fmt.Sprintf("waiters=%d", waiters), func(b *testing.B) {
 			events := &benchObserver{}
@@ -66,7 +74,8 @@ func BenchmarkGrant(b *testing.B) {
 			for range waiters {
 				wg.Go(func() {
 					for left.Add(-1) >= 0 {
-						g := []backend.Grant{{Addr: benchAddr(), Until: time.Now().Add(5 * time.Minute)}}
+						addr := benchAddr()
+						g := []backend.Grant{{Scope: scope, Addr: addr, Until: time.Now().Add(5 * time.Minute), Name: uint64(binary.BigEndian.Uint32(addr.AsSlice()))}}
 						if err := n.Grant(context.Background(), g, time.Minute); err != nil {
 							b.Error(err)
 							return
@@ -133,7 +142,7 @@ func BenchmarkEncode(b *testing.B) {
 				for b.Loop() {
 					p.reset()
 					for _, k := range keys {
-						p.want(k, time.Minute)
+						p.want(k, expiry.Accounts{}, time.Minute)
 					}
 					p.sort()
 					batch.begin(0)

@@ -85,9 +85,10 @@ func (w *writer) carry(rs ruleset) []expiry.Ended[backend.Key] {
 
 // carriedOver enters grants that have come back with the rules.
 func (w *writer) carriedOver(grants []expiry.Ended[backend.Key]) {
-	for _, e := range grants {
-		if w.inForce.Set(e.Key, e.Until) {
-			w.count(e.Key, 1)
+	for i := range grants {
+		e := &grants[i]
+		if w.inForce.Set(e.Key, e.Until, e.Of) {
+			w.live.count(&e.Key, 1)
 		}
 	}
 	w.restore = w.restore[len(grants):]

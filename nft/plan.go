@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
 )
 
 // A plan is what one transaction is to do. Its memory is used again.
@@ -14,6 +15,8 @@ type plan struct {
 	changes                []change // by set: see setOf
 	touched                []int    // the sets that have any
 	made, renewed, removed int
+
+	demands map[account]demand // filled only where limits are near
 }
 
 // A change is what the transaction is to do to one set. Removals come first, so that
@@ -23,14 +26,17 @@ type change struct{ removals, additions []element }
 // planned is one grant that the transaction is to put in force.
 type planned struct {
 	key     backend.Key
+	of      expiry.Accounts
 	left    time.Duration // of its life, as wanted
 	has     time.Duration // of its life, in the kernel
 	present bool          // in the kernel
+	fresh   bool          // new in the table of what is in force; filled only where limits are near
 }
 
 func (p *plan) reset() {
 	p.grants = p.grants[:0]
 	clear(p.index)
+	clear(p.demands)
 	for _, set := range p.touched {
 		c := &p.changes[set]
 		c.removals, c.additions = c.removals[:0], c.additions[:0]
@@ -58,13 +64,15 @@ func (p *plan) find(k backend.Key) *planned {
 	return nil
 }
 
-// want plans that k is to last at least so long.
-func (p *plan) want(k backend.Key, left time.Duration) {
+// want plans that k is to last at least so long. What is wanted for two names counts
+// for none.
+func (p *plan) want(k backend.Key, of expiry.Accounts, left time.Duration) {
 	if g := p.find(k); g != nil {
 		g.left = max(g.left, left)
+		g.of = g.of.And(of)
 		return
 	}
-	p.grants = append(p.grants, planned{key: k, left: left})
+	p.grants = append(p.grants, planned{key: k, of: of, left: left})
 	switch n := len(p.grants); {
 	case n > few+1:
 		p.index[k] = n - 1

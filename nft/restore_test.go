@@ -64,6 +64,8 @@ func TestRulesComeBackWithoutGrants(t *testing.T) {
 	if err := g.Open(rules); err != nil {
 		t.Fatal(err)
 	}
+	foreign(t, func(c *nftables.Conn, _ *nftables.Table) { c.FlushRuleset() })
+	backendtest.Eventually(t, "it is in force", func() bool { return g.count("enforcing: true") == 2 })
 	if n := len(g.inKernel()); n > 20 {
 		t.Errorf("%d grants", n)
 	}

@@ -114,10 +114,11 @@ func outline(elements []nftables.SetElement) []string {
 }
 
 // standsAs reports whether a set in the kernel can be made this one by exchanging its
-// elements.
+// elements. A size can be raised, and kernels that do not know how leave it; one that is
+// too large may have too many elements.
 func (s *set) standsAs(have *nftables.Set) bool {
 	return have != nil && !have.IsMap && have.KeyType.Name == s.key.key().Name && have.Interval == s.interval &&
-		have.HasTimeout == s.timeout && have.Dynamic == s.dynamic && have.Size == uint32(s.size)
+		have.HasTimeout == s.timeout && have.Dynamic == s.dynamic && (have.Size == 0) == (s.size == 0) && have.Size <= uint32(s.size)
 }
 
 // compile returns the messages that make the set, if it is not there, and fill it.

@@ -110,7 +110,7 @@ func (w *writer) forget(r backend.Rules) {
 	}
 	for k := range w.inForce.All() {
 		if !r.Know(k.Scope) && w.inForce.Delete(k) {
-			w.count(k, -1)
+			w.live.count(&k, -1)
 		}
 	}
 	gone := func(e expiry.Ended[backend.Key]) bool { return !r.Know(e.Key.Scope) }

@@ -174,3 +174,25 @@ func foreignCommits(g *guarded) {
 	}
 	g.accounts()
 }
+
+// Grants outlive a reload that raises how many there may be, and the raised number
+// counts.
+func TestReloadToAnotherSize(t *testing.T) {
+	rules := backendtest.Rules()
+	rules.MaxGrants = 200
+	g := open(t, observed, rules)
+	until := time.Now().Add(time.Hour)
+	g.grant(until, 0, 300) // of both versions
+	for _, tt := range []struct{ most, grants int }{{200, 300}, {400, 600}} {
+		rules.MaxGrants = tt.most
+		if err := g.Open(rules); err != nil {
+			t.Fatal(err)
+		}
+		if tt.grants > 300 {
+			g.grant(until, 300, tt.grants-300)
+		}
+		if !g.keeps(until, 0, tt.grants) || g.count("enforcing: false")+g.count("repaired") > 0 {
+			t.Errorf("at most %d: %v", tt.most, g.lines)
+		}
+	}
+}

@@ -126,7 +126,7 @@ func (w *writer) holdsGrants() bool {
 func (w *writer) putBackGrants() {
 	w.restore = append(w.restore, w.inForce.Clear()...)
 	w.due = w.due[:0]
-	w.live.v4, w.live.v6 = 0, 0
+	w.live = live{}
 }
 
 // adopt reads the grants that an earlier process has left in the kernel, beside
@@ -137,6 +137,7 @@ func (b *Backend) adopt(r backend.Rules) {
 		return // the kernel expires them all the same
 	}
 	defer s.close()
+	evicted := 0 // when the last part was read
 	for _, set := range newGrantSets(r).all() {
 		last := time.Now()
 		_ = s.dump(r.Table, set, func(part []element) bool {
@@ -146,14 +147,20 @@ func (b *Backend) adopt(r backend.Rules) {
 			if walk > time.Millisecond {
 				time.Sleep(min(4*walk, 200*time.Millisecond))
 			}
-			err := b.do(func(w *writer) error { w.adoptPart(part, now); return nil })
+			err := b.do(func(w *writer) error {
+				w.adoptPart(part, now, w.evicted != evicted)
+				evicted = w.evicted
+				return nil
+			})
 			last = time.Now()
 			return err == nil
 		})
 	}
 }
 
-func (w *writer) adoptPart(part []element, at time.Time) {
+// adoptPart enters what was read at the given time. Where that is in doubt, some of it
+// may have had to make room since, and the kernel is asked again.
+func (w *writer) adoptPart(part []element, at time.Time, doubt bool) {
 	for _, e := range part {
 		until, _ := w.inForce.Lookup(e.key)
 		switch {
@@ -161,9 +168,19 @@ func (w *writer) adoptPart(part []element, at time.Time) {
 		case !until.IsZero():
 		case e.left == 0: // without an end, so none of ours: it is to be removed
 			w.due = append(w.due, expiry.Ended[backend.Key]{Key: e.key, Until: at.Add(time.Hour)})
-		case w.inForce.Adopt(e.key, at.Add(e.left)):
-			w.count(e.key, 1)
+		case doubt && !w.stands(e.key):
+		case w.inForce.Adopt(e.key, at.Add(e.left), w.accounts(&e.key, 0)):
+			w.live.count(&e.key, 1)
 		}
 	}
 	w.events.Live(w.live.v4, w.live.v6)
+}
+
+// stands reports whether the kernel has a grant, as far as it can be asked.
+func (w *writer) stands(k backend.Key) bool {
+	if w.broken != nil {
+		return false
+	}
+	_, found, err := w.get(k)
+	return err == nil && found
 }

@@ -2,6 +2,7 @@ package nft
 
 import (
 	"errors"
+	"hash/maphash"
 	"runtime"
 	"time"
 
@@ -44,8 +45,10 @@ type writer struct {
 	plan    plan
 	due     []expiry.Ended[backend.Key] // out of the table, not yet out of the kernel
 	restore []expiry.Ended[backend.Key] // to be put back after somebody emptied the sets
-	live    struct{ v4, v6 int }
-	free    []uint64 // handles of the tables without an owner
+	live    live
+	seed    maphash.Seed // of the numbers of accounts
+	evicted int          // grants that have had to make room, so far
+	free    []uint64     // handles of the tables without an owner
 }
 
 // A transaction of some 1,000 elements takes half a millisecond; a larger one gains
@@ -93,21 +96,17 @@ func (w *writer) sweep() {
 	for {
 		var reqs []*request
 		n := min(len(w.restore), perTransaction)
-		if n > 0 {
-			r := &request{}
-			for _, e := range w.restore[:n] {
-				r.grants = append(r.grants, e.Key.Grant(e.Until))
-			}
-			reqs = append(reqs, r)
+		again := w.fitting(w.restore[:n])
+		if len(again) > 0 {
+			reqs = append(reqs, &request{again: again})
 		}
 		w.takeDue(time.Now(), perTransaction)
-		if len(reqs) == 0 && len(w.due) == 0 {
+		if w.restore = w.restore[n:]; len(again)+len(w.due)+len(w.restore) == 0 {
 			w.enforce(w.broken == nil)
 			return
 		}
-		tried := w.restore[:n]
-		if w.restore = w.restore[n:]; w.try(reqs) != nil {
-			w.restore = append(w.restore, tried...) // later, after the others
+		if w.try(reqs) != nil {
+			w.restore = append(w.restore, again...) // later, after the others
 			return
 		}
 		if w.suspect {
@@ -148,8 +147,8 @@ func (w *writer) try(reqs []*request) error {
 			w.changedByOthers()
 		case careful && errors.Is(err, unix.ENOENT), errors.Is(err, unix.EPERM):
 			w.verify()
-		case errors.Is(err, backend.ErrScope):
-			return err
+		case errors.Is(err, backend.ErrScope), errors.Is(err, backend.ErrFull):
+			return err // the kernel has not been asked
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EEXIST), errors.Is(err, unix.EBUSY), errors.Is(err, errUnknown):
 		default:
 			w.events.Failed("commit", err)
@@ -171,11 +170,16 @@ func (w *writer) transact(reqs []*request, careful bool) error {
 	p := &w.plan
 	p.reset()
 	for _, r := range reqs {
-		for _, g := range r.grants {
-			if err := w.rules.Grantable(g); err != nil {
+		for i := range r.grants {
+			g := &r.grants[i]
+			if err := w.rules.Grantable(*g); err != nil {
 				return err
 			}
-			p.want(g.Key(), g.Until.Sub(now))
+			k := g.Key()
+			p.want(k, w.accounts(&k, g.Name), g.Until.Sub(now))
+		}
+		for _, e := range r.again {
+			p.want(e.Key, e.Of, e.Until.Sub(now))
 		}
 	}
 	for i := range p.grants {
@@ -184,6 +188,9 @@ func (w *writer) transact(reqs []*request, careful bool) error {
 		}
 	}
 	w.takeDue(now, max(len(p.grants), perTransaction/10))
+	if err := w.makeRoom(); err != nil {
+		return err
+	}
 	if err := w.planRemovals(now, careful); err != nil {
 		return err
 	}
@@ -198,14 +205,11 @@ func (w *writer) transact(reqs []*request, careful bool) error {
 		if g.left <= 0 && !g.present {
 			continue // too late to restore
 		}
-		if w.inForce.Set(g.key, now.Add(max(g.left, g.has))) {
-			w.count(g.key, 1)
+		if w.inForce.Set(g.key, now.Add(max(g.left, g.has)), g.of) {
+			w.live.count(&g.key, 1)
 		}
 	}
-	if len(w.due) > 0 {
-		w.events.Expired(len(w.due))
-		w.due = w.due[:0]
-	}
+	w.due = w.due[:0]
 	w.events.Live(w.live.v4, w.live.v6)
 	return nil
 }
@@ -216,7 +220,10 @@ func (w *writer) takeDue(now time.Time, limit int) {
 	before := len(w.due)
 	w.due = w.inForce.Due(now, limit, w.due)
 	for i := range w.due[before:] {
-		w.count(w.due[before+i].Key, -1)
+		w.live.count(&w.due[before+i].Key, -1)
+	}
+	if n := len(w.due) - before; n > 0 {
+		w.events.Expired(n)
 	}
 }
 
@@ -238,8 +245,8 @@ func (w *writer) look(g *planned, now time.Time, careful bool) error {
 	return nil
 }
 
-// planRemovals decides what to do about grants that have run out: remove those
-// that the kernel has not ended by itself yet.
+// planRemovals decides what to do about grants that have run out, or have had to
+// make room: remove those that the kernel has not ended by itself yet.
 func (w *writer) planRemovals(now time.Time, careful bool) error {
 	for _, e := range w.due {
 		if g := w.plan.find(e.Key); g != nil && g.present {
@@ -293,13 +300,4 @@ func next(g uint32) uint32 {
 		return 1
 	}
 	return g + 1
-}
-
-// count keeps account of the live grants.
-func (w *writer) count(k backend.Key, by int) {
-	if k.Is4() {
-		w.live.v4 += by
-	} else {
-		w.live.v6 += by
-	}
 }

@@ -55,39 +55,43 @@ func Eventually(t testing.TB, what string, holds func() bool) {
 	}
 }
 
+// A clause is one thing that a backend promises.
+type clause struct {
+	name string
+	test func(*contract)
+}
+
+var clauses = []clause{
+	{"check changes nothing", (*contract).checkChangesNothing},
+	{"a grant before open waits and gives up with the context, or when it is late", (*contract).grantBeforeOpenGivesUp},
+	{"a grant before open is in force after open", (*contract).grantBeforeOpenIsServed},
+	{"grants are in force and listed", (*contract).grantsAreInForce},
+	{"no grants are in force at once", (*contract).noGrants},
+	{"a grant never gets shorter", (*contract).neverShorter},
+	{"a grant gets longer", (*contract).longer},
+	{"an address twice in one call lasts as long as the longer", (*contract).duplicates},
+	{"many at once", (*contract).concurrent},
+	{"many in one call", (*contract).manyInOneCall},
+	{"a grant in the past opens nothing", (*contract).past},
+	{"a tiny life ends", (*contract).tinyLife},
+	{"what has run out leaves", (*contract).expires},
+	{"an address comes back after it has run out", (*contract).comesBack},
+	{"open again keeps the grants", (*contract).openAgain},
+	{"open with another table is refused", (*contract).openOtherTable},
+	{"holders are kept apart", (*contract).holders},
+	{"nobody has a grant whom the rules do not know", (*contract).unknownHolders},
+	{"grants end with the rules for their holders", (*contract).forgottenHolders},
+	{"classes are kept", (*contract).keptClasses},
+	{"close and keep", (*contract).closeKeep},
+	{"close and remove", (*contract).closeRemove},
+	{"close before open", (*contract).closeBeforeOpen},
+	{"close with calls in flight", (*contract).closeInFlight},
+}
+
 // Run tests what a backend promises. Each call of newBackend makes one that is
 // not open yet, on top of nothing that an earlier one has left.
 func Run(t *testing.T, newBackend func(t *testing.T) (backend.Backend, *backend.InForce)) {
-	for _, clause := range []struct {
-		name string
-		test func(*contract)
-	}{
-		{"check changes nothing", (*contract).checkChangesNothing},
-		{"a grant before open waits and gives up with the context, or when it is late", (*contract).grantBeforeOpenGivesUp},
-		{"a grant before open is in force after open", (*contract).grantBeforeOpenIsServed},
-		{"grants are in force and listed", (*contract).grantsAreInForce},
-		{"no grants are in force at once", (*contract).noGrants},
-		{"a grant never gets shorter", (*contract).neverShorter},
-		{"a grant gets longer", (*contract).longer},
-		{"an address twice in one call lasts as long as the longer", (*contract).duplicates},
-		{"many at once", (*contract).concurrent},
-		{"many in one call", (*contract).manyInOneCall},
-		{"a grant in the past opens nothing", (*contract).past},
-		{"a tiny life ends", (*contract).tinyLife},
-		{"what has run out leaves", (*contract).expires},
-		{"an address comes back after it has run out", (*contract).comesBack},
-		{"what does not fit fails alone, until there is room", (*contract).full},
-		{"open again keeps the grants", (*contract).openAgain},
-		{"open with another table is refused", (*contract).openOtherTable},
-		{"holders are kept apart", (*contract).holders},
-		{"nobody has a grant whom the rules do not know", (*contract).unknownHolders},
-		{"grants end with the rules for their holders", (*contract).forgottenHolders},
-		{"classes are kept", (*contract).keptClasses},
-		{"close and keep", (*contract).closeKeep},
-		{"close and remove", (*contract).closeRemove},
-		{"close before open", (*contract).closeBeforeOpen},
-		{"close with calls in flight", (*contract).closeInFlight},
-	} {
+	for _, clause := range slices.Concat(clauses, limitClauses) {
 		t.Run(clause.name, func(t *testing.T) {
 			goroutines := runtime.NumGoroutine()
 			b, inForce := newBackend(t)
@@ -386,37 +390,6 @@ func (c *contract) comesBack() {
 	until := in(time.Hour)
 	c.grant(until, addrs...)
 	c.lasts(until, addrs...)
-}
-
-func (c *contract) full() {
-	rules := Rules()
-	rules.MaxGrants = 8
-	c.open(rules)
-	const callers = 24 // 12 of each IP version
-	until := in(3 * time.Second)
-	var wait sync.WaitGroup
-	errs := make([]error, callers)
-	for i, a := range Addrs(0, callers) {
-		wait.Go(func() { errs[i] = c.Grant(c.Context(), Grants(until, a), time.Minute) })
-	}
-	wait.Wait()
-	granted := 0
-	for i, a := range Addrs(0, callers) {
-		switch err := errs[i]; {
-		case err == nil:
-			granted++
-		case !errors.Is(err, backend.ErrFull):
-			c.Errorf("%v: %v, want ErrFull", a, err)
-		case c.inForce.Covers(backend.KeyOf(a), time.Now()):
-			c.Errorf("%v is in force although it was refused", a)
-		}
-	}
-	if granted != 2*rules.MaxGrants {
-		c.Errorf("%d were granted, want %d of each IP version", granted, rules.MaxGrants)
-	}
-	Eventually(c.T, "there is room again", func() bool {
-		return c.Grant(c.Context(), Grants(in(time.Hour), Addrs(100, 2*rules.MaxGrants)...), time.Minute) == nil
-	})
 }
 
 func (c *contract) openAgain() {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
 )
 
 // Backend is the backend in memory. Its kernel is a map: a grant stands in it
@@ -24,7 +25,8 @@ type Backend struct {
 	mu           sync.Mutex
 	changed      chan struct{} // closed, and made anew, when what Grant waits for may have come
 	rules        *backend.Rules
-	kernel       map[backend.Key]time.Time
+	kernel       map[backend.Key]held
+	renewals     int // of grants, so far
 	transactions int
 	refusal      error
 	stalled      bool
@@ -33,11 +35,18 @@ type Backend struct {
 
 var _ backend.Backend = (*Backend)(nil)
 
+// held is a grant in the kernel.
+type held struct {
+	until   time.Time
+	name    uint64 // that it counts for; 0 is none
+	renewed int    // when, in renewals
+}
+
 // New makes a backend that tells the time by now.
 func New(inForce *backend.InForce, events backend.Observer, now func() time.Time) *Backend {
 	return &Backend{
 		inForce: inForce, events: events, now: now,
-		changed: make(chan struct{}), kernel: make(map[backend.Key]time.Time),
+		changed: make(chan struct{}), kernel: make(map[backend.Key]held),
 	}
 }
 
@@ -93,6 +102,7 @@ func (b *Backend) Open(r backend.Rules) error {
 		}
 	}
 	b.rules = &r
+	b.evictLocked(b.surplusLocked())
 	b.events.Enforcing(true)
 	b.wakeLocked()
 	return nil
@@ -129,7 +139,7 @@ func (b *Backend) List() ([]backend.Grant, error) {
 	b.expireLocked()
 	var list []backend.Grant
 	for _, k := range b.keysLocked() {
-		list = append(list, k.Grant(b.kernel[k]))
+		list = append(list, k.Grant(b.kernel[k].until))
 	}
 	return list, nil
 }
@@ -181,12 +191,27 @@ func (b *Backend) String() string {
 	for _, p := range r.AllowedGateway {
 		line("allows forward to", p)
 	}
+	for _, class := range slices.Sorted(maps.Keys(r.Classes)) {
+		p := r.Classes[class]
+		line(fmt.Sprintf("class %d", class), p.String())
+		for _, u := range p.Units {
+			if u.ID != 0 {
+				line(u.Path, u.ID)
+			}
+		}
+	}
+	for _, up := range r.Upstream {
+		line("opens to CoreDNS", up)
+	}
+	if r.Capture != 0 {
+		line("captures DNS for port", r.Capture)
+	}
 	for _, k := range b.keysLocked() {
 		holder := ""
 		if k.Holder != backend.Everyone {
 			holder = fmt.Sprint(" to ", k.Scope)
 		}
-		line("grants", fmt.Sprint(k.Addr(), holder, " for ", b.kernel[k].Sub(b.now())))
+		line("grants", fmt.Sprint(k.Addr(), holder, " for ", b.kernel[k].until.Sub(b.now())))
 	}
 	return text.String()
 }
@@ -213,54 +238,70 @@ func (b *Backend) commitLocked(grants []backend.Grant) error {
 		return err
 	}
 	now := b.now()
-	wanted := make(map[backend.Key]time.Time)
+	wanted := make(map[backend.Key]held)
+	var order []backend.Key // of wanted
 	made, renewed := 0, 0
 	for _, g := range grants {
 		if err := b.rules.Grantable(g); err != nil {
 			return err
 		}
 		k := g.Key()
+		w, again := wanted[k]
 		has, present := b.kernel[k]
-		_, again := wanted[k]
-		switch {
-		case !g.Until.After(now), !g.Until.After(has), !g.Until.After(wanted[k]):
-			continue // it lasts long enough
-		case again:
-		case present:
-			renewed++
-		default:
-			made++
+		if !again {
+			if w = has; !present {
+				w = held{until: now, name: g.Name}
+			}
 		}
-		wanted[k] = g.Until
+		if g.Until.After(w.until) {
+			w.until = g.Until
+		}
+		if w.name != g.Name {
+			w.name = 0
+		}
+		if w.until.After(now) {
+			if wanted[k] = w; !again {
+				order = append(order, k)
+			}
+		}
 	}
-	if !b.roomLocked(wanted) {
-		b.events.Failed("commit", backend.ErrFull)
-		return backend.ErrFull
+	victims, err := b.victimsLocked(order, wanted)
+	if err != nil {
+		return err
 	}
-	if len(wanted) == 0 {
+	b.evictLocked(victims)
+	for _, k := range order {
+		w := wanted[k]
+		has, present := b.kernel[k]
+		b.renewals++
+		w.renewed = b.renewals
+		b.kernel[k] = w
+		b.inForce.Set(k, w.until, expiry.Accounts{})
+		switch {
+		case !present:
+			made++
+		case w.until.After(has.until):
+			renewed++
+		}
+	}
+	if made+renewed == 0 {
 		return nil
 	}
-	for k, until := range wanted {
-		b.kernel[k] = until
-		b.inForce.Set(k, until)
-	}
 	b.transactions++
-	b.events.Committed(made, renewed, 0, 0)
+	b.events.Committed(made, renewed, len(victims), 0)
 	b.liveLocked()
 	return nil
 }
 
-// roomLocked reports whether the sets could hold what is wanted as well.
-func (b *Backend) roomLocked(wanted map[backend.Key]time.Time) bool {
-	ipv4, ipv6 := b.sizesLocked()
-	for k := range wanted {
-		if _, present := b.kernel[k]; !present && k.Is4() {
-			ipv4++
-		} else if !present {
-			ipv6++
-		}
+// evictLocked removes what has to make room, out of the table first.
+func (b *Backend) evictLocked(victims []backend.Key) {
+	for _, k := range victims {
+		b.inForce.Delete(k)
+		delete(b.kernel, k)
 	}
-	return max(ipv4, ipv6) <= b.rules.MaxGrants
+	if len(victims) > 0 {
+		b.events.Evicted(len(victims))
+	}
 }
 
 // expireLocked removes what has run out, out of the table first.

@@ -32,6 +32,7 @@ var experiments = []experiment{
 	{"hot", "1,000 cached names", hot},
 	{"cold", "names never seen before, each answer held", cold},
 	{"latency", "one held answer at a time", latency},
+	{"application", "who asks on the guarded machine, found out for each answer", application},
 	{"early", "packets that follow an answer at once", early},
 	{"grantcost", "the kernel's time for a grant, by how many answers wait", grantCost},
 	{"grants", "hot and cold beside 1,000,000 live grants", grants},

@@ -9,7 +9,10 @@ import (
 
 // measure puts a load on a server and says what became of it.
 func measure(s *server, l load) (sample, *loadResult, error) {
-	l.from, l.server = s.world.client, s.addr
+	l.server = s.addr
+	if l.from == nil {
+		l.from = s.world.client
+	}
 	user, system := s.cpu()
 	idle, all := idleTime()
 	r, err := l.run()

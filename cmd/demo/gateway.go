@@ -28,7 +28,7 @@ const gatewayCorefile = `. {
 
 // gatewayRules are the rules that this Corefile makes.
 var gatewayRules = backend.Rules{
-	Table: "ipdestinationguard", Gateway: true, MaxGrants: 1 << 20, Interfaces: []string{"lan0"},
+	Table: "ipdestinationguard", Gateway: true, MaxGrants: 1 << 18, Interfaces: []string{"lan0"},
 	LocalHolders: []backend.Holder{backend.Machine}, GatewayHolders: []backend.Holder{backend.Client, backend.Link},
 	OnLink: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("192.168.50.0/24"), netip.MustParsePrefix("fe80::/64")},
 }

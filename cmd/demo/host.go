@@ -32,7 +32,7 @@ const hostCorefile = `. {
 
 // hostRules are the rules that this Corefile makes.
 var hostRules = backend.Rules{
-	Table: "ipdestinationguard", Local: true, LocalHolders: []backend.Holder{backend.Machine, backend.Everyone}, MaxGrants: 1 << 20,
+	Table: "ipdestinationguard", Local: true, LocalHolders: []backend.Holder{backend.Machine, backend.Everyone}, MaxGrants: 1 << 18,
 	AllowedLocal: []netip.Prefix{netip.MustParsePrefix("192.0.2.2/32")},
 }
 

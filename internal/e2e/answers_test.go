@@ -17,7 +17,7 @@ import (
 
 // query asks one question over udp or tcp. size is what EDNS says of the room
 // for the answer; 0 is no EDNS.
-func (w *world) query(from *netlab.Host, network, server, name, qtype string, size uint16) *dns.Msg {
+func (w *world) query(from sender, network, server, name, qtype string, size uint16) *dns.Msg {
 	w.Helper()
 	m := new(dns.Msg).SetQuestion(name, dns.StringToType[qtype])
 	if size > 0 {
@@ -28,7 +28,7 @@ func (w *world) query(from *netlab.Host, network, server, name, qtype string, si
 	return answer
 }
 
-func exchange(from *netlab.Host, network, server string, m *dns.Msg) (*dns.Msg, error) {
+func exchange(from sender, network, server string, m *dns.Msg) (*dns.Msg, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	conn, err := from.Dial(ctx, network, net.JoinHostPort(server, "53"))

@@ -55,7 +55,7 @@ var ours = &nftables.Table{Name: guardTable, Family: nftables.TableFamilyINet}
 func (w *world) noOwner() { w.Helper(); w.nftables(withoutOwner) }
 
 func withoutOwner(c *nftables.Conn) error {
-	set := &nftables.Set{Name: "granted-local4", Table: c.AddTable(ours), HasTimeout: true, KeyType: nftables.TypeIPAddr, Size: 1 << 20, ID: 1} // or the library counts, and tests race
+	set := &nftables.Set{Name: "granted-local4", Table: c.AddTable(ours), HasTimeout: true, KeyType: nftables.TypeIPAddr, Size: 1 << 18, ID: 1} // or the library counts, and tests race
 	return errors.Join(c.AddSet(set, nil), c.Flush())
 }
 

@@ -191,7 +191,7 @@ func TestAnswersOpenTheFirewall(t *testing.T) {
 }
 
 // wantError is wantRefused for those who ask what the application sees.
-func (w *world) wantError(from *netlab.Host, network, addr string) {
+func (w *world) wantError(from sender, network, addr string) {
 	w.Helper()
 	want := syscall.EACCES
 	if is4(addr) {

@@ -19,8 +19,6 @@ import (
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
-
-	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
 
 const briefMargin = time.Second
@@ -344,7 +342,7 @@ func TestFirstArmingCutsNothing(t *testing.T) {
 	}
 }
 
-func dialPort(from *netlab.Host, addr string, port int) (net.Conn, error) {
+func dialPort(from sender, addr string, port int) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	conn, err := from.Dial(ctx, "tcp", net.JoinHostPort(addr, fmt.Sprint(port)))

@@ -5,7 +5,10 @@ import (
 	"context"
 	bin "encoding/binary" // the package has a func binary
 	"fmt"
+	"hash/crc32"
+	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,6 +23,8 @@ type packet struct {
 	source, destination netip.Addr
 	hops                byte
 	protocol            byte
+	fragment            uint16 // IPv4: flags and offset, as they stand in the header
+	options             []byte // IPv4: a multiple of four bytes
 	payload             []byte // from the transport header on
 }
 
@@ -47,11 +52,11 @@ func readPacket(frame []byte) (p packet, ok bool) {
 	case kind == unix.ETH_P_IP && len(b) >= 20 && len(b) >= int(b[0]&15)*4:
 		source, _ := netip.AddrFromSlice(b[12:16])
 		destination, _ := netip.AddrFromSlice(b[16:20])
-		return packet{source, destination, b[8], b[9], b[int(b[0]&15)*4:]}, true
+		return packet{source: source, destination: destination, hops: b[8], protocol: b[9], payload: b[int(b[0]&15)*4:]}, true
 	case kind == unix.ETH_P_IPV6 && len(b) >= 40:
 		source, _ := netip.AddrFromSlice(b[8:24])
 		destination, _ := netip.AddrFromSlice(b[24:40])
-		p = packet{source, destination, b[7], b[6], b[40:]}
+		p = packet{source: source, destination: destination, hops: b[7], protocol: b[6], payload: b[40:]}
 		if p.protocol == unix.IPPROTO_HOPOPTS && len(p.payload) >= 8 {
 			p.protocol, p.payload = p.payload[0], p.payload[int(p.payload[1])*8+8:]
 		}
@@ -64,11 +69,10 @@ func readPacket(frame []byte) (p packet, ok bool) {
 // the world's end has them.
 type wire struct {
 	*world
-	marks int
 
-	mu      sync.Mutex // guards what follows
-	packets []packet
-	marked  int
+	mu            sync.Mutex // guards what follows
+	packets       []packet
+	marks, marked int
 }
 
 // ethertypeMark is free for experiments (IEEE 802).
@@ -121,12 +125,15 @@ func (x *wire) count(match func(packet) bool) (n int) {
 // before it is then there as well.
 func (x *wire) sync() {
 	x.Helper()
+	x.mu.Lock()
 	x.marks++
+	marks := x.marks
+	x.mu.Unlock()
 	x.must(x.guard.Inject("wan0", append([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, ethertypeMark >> 8, ethertypeMark & 0xff}, "mark"...)))
 	x.eventually("the mark comes by", func() bool {
 		x.mu.Lock()
 		defer x.mu.Unlock()
-		return x.marked >= x.marks
+		return x.marked >= marks
 	})
 	time.Sleep(10 * time.Millisecond) // each CPU has a queue of its own
 }
@@ -154,11 +161,14 @@ func send(from *netlab.Host, ifname string, p packet) error {
 
 func (p packet) header() (family int, to unix.Sockaddr, b []byte) {
 	if p.destination.Is4() {
-		b = make([]byte, 20)
-		b[0], b[8], b[9] = 0x45, p.hops, p.protocol
-		bin.BigEndian.PutUint16(b[2:], uint16(20+len(p.payload)))
+		b = append(make([]byte, 20), p.options...)
+		b[0], b[8], b[9] = 0x40|byte(len(b)/4), p.hops, p.protocol
+		bin.BigEndian.PutUint16(b[2:], uint16(len(b)+len(p.payload)))
+		bin.BigEndian.PutUint16(b[4:], 0x1dea) // which fragments belong together
+		bin.BigEndian.PutUint16(b[6:], p.fragment)
 		copy(b[12:], p.source.AsSlice())
 		copy(b[16:], p.destination.AsSlice())
+		bin.BigEndian.PutUint16(b[10:], ^sum(0, b))
 		return unix.AF_INET, &unix.SockaddrInet4{Addr: p.destination.As4()}, b
 	}
 	b = make([]byte, 40)
@@ -186,18 +196,111 @@ func newICMPv6(source, destination string, hops, kind byte) packet {
 	return newPacket(source, destination, hops, unix.IPPROTO_ICMPV6, b, 2)
 }
 
+// newICMP makes an ICMP echo request.
+func newICMP(source, destination string) packet {
+	if !is4(destination) {
+		return newICMPv6(source, destination, 64, echoRequest)
+	}
+	return newPacket(source, destination, 64, unix.IPPROTO_ICMP, []byte{8, 0, 0, 0, 0, 1, 0, 1, 'p', 'i', 'n', 'g'}, 2)
+}
+
+// The flags of a TCP header.
+const fin, syn, rst, psh, ack, urg = 1, 2, 4, 8, 16, 32
+
+// newTCP makes a TCP segment without data.
+func newTCP(source, destination string, from, to uint16, flags byte) packet {
+	b := bin.BigEndian.AppendUint16(nil, from)
+	b = bin.BigEndian.AppendUint16(b, to)
+	b = append(b, 0, 0, 0, 1, 0, 0, 0, 0, 5<<4, flags, 0xff, 0xff, 0, 0, 0, 0)
+	if flags&ack != 0 {
+		b[11] = 1
+	}
+	return newPacket(source, destination, 64, unix.IPPROTO_TCP, b, 16)
+}
+
+// newSCTP makes the packet that a connection begins with (RFC 9260, section 3.3.2).
+func newSCTP(source, destination string) packet {
+	b := []byte{
+		0, 9, 0, echoPort, 0, 0, 0, 0, 0, 0, 0, 0, // the common header
+		1, 0, 0, 20, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1, // INIT
+	}
+	bin.LittleEndian.PutUint32(b[8:], crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
+	return packet{source: netip.MustParseAddr(source), destination: netip.MustParseAddr(destination), hops: 64, protocol: unix.IPPROTO_SCTP, payload: b}
+}
+
+// behindHeaders puts IPv6 extension headers, of eight bytes of padding each, in
+// front of the payload.
+func behindHeaders(p packet, kinds ...byte) packet {
+	for _, kind := range slices.Backward(kinds) {
+		p.payload = append([]byte{p.protocol, 0, 1, 4, 0, 0, 0, 0}, p.payload...)
+		p.protocol = kind
+	}
+	return p
+}
+
+// cut cuts a packet into two fragments. The first has so many bytes of the payload,
+// a multiple of eight.
+func cut(p packet, at int) []packet {
+	first, second := p, p
+	if p.destination.Is4() {
+		const moreFragments = 1 << 13
+		first.payload, first.fragment = p.payload[:at:at], moreFragments
+		second.payload, second.fragment = p.payload[at:], uint16(at/8)
+		return []packet{first, second}
+	}
+	header := func(offset int, more byte) []byte {
+		return append(bin.BigEndian.AppendUint16([]byte{p.protocol, 0}, uint16(offset)|uint16(more)), 0, 0, 0x1d, 0xea)
+	}
+	first.protocol, second.protocol = unix.IPPROTO_FRAGMENT, unix.IPPROTO_FRAGMENT
+	first.payload = append(header(0, 1), p.payload[:at]...)
+	second.payload = append(header(at, 0), p.payload[at:]...)
+	return []packet{first, second}
+}
+
 // newPacket fills in the checksum, at an offset of the payload.
 func newPacket(source, destination string, hops, protocol byte, payload []byte, checksum int) packet {
-	p := packet{netip.MustParseAddr(source), netip.MustParseAddr(destination), hops, protocol, payload}
-	sum := uint32(len(payload)) + uint32(protocol)
-	for _, b := range [][]byte{p.source.AsSlice(), p.destination.AsSlice(), payload} {
-		for i := 0; i+1 < len(b); i += 2 {
-			sum += uint32(bin.BigEndian.Uint16(b[i:]))
+	p := packet{source: netip.MustParseAddr(source), destination: netip.MustParseAddr(destination), hops: hops, protocol: protocol, payload: payload}
+	start := uint32(0)
+	if protocol != unix.IPPROTO_ICMP { // which counts no pseudo-header
+		start = uint32(len(payload)) + uint32(protocol) + uint32(sum(0, p.source.AsSlice())) + uint32(sum(0, p.destination.AsSlice()))
+	}
+	bin.BigEndian.PutUint16(payload[checksum:], ^sum(start, payload))
+	return p
+}
+
+// sum is the internet's checksum (RFC 1071), not yet inverted.
+func sum(start uint32, b []byte) uint16 {
+	for i := 0; i < len(b); i += 2 {
+		start += uint32(b[i]) << 8
+		if i+1 < len(b) {
+			start += uint32(b[i+1])
 		}
 	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
+	for start > 0xffff {
+		start = start>>16 + start&0xffff
 	}
-	bin.BigEndian.PutUint16(payload[checksum:], ^uint16(sum))
-	return p
+	return uint16(start)
+}
+
+// frame is the packet with an Ethernet header.
+func (p packet) frame(to, from net.HardwareAddr) []byte {
+	_, _, header := p.header()
+	kind := []byte{0x08, 0x00}
+	if p.destination.Is6() {
+		kind = []byte{0x86, 0xdd}
+	}
+	return slices.Concat(to, from, kind, header, p.payload)
+}
+
+// mac is the Ethernet address of a host's interface.
+func (w *world) mac(h *netlab.Host, ifname string) (hw net.HardwareAddr) {
+	w.Helper()
+	w.must(h.Do(func() error {
+		ifi, err := net.InterfaceByName(ifname)
+		if err == nil {
+			hw = ifi.HardwareAddr
+		}
+		return err
+	}))
+	return hw
 }

@@ -2,13 +2,9 @@ package e2e
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
@@ -117,102 +113,4 @@ func TestTheNetworkGoesOnWorking(t *testing.T) {
 			}
 		})
 	}
-}
-
-// What looks like DHCP, ND or MLD and is none goes nowhere: it would be a way out
-// to anywhere.
-func TestLookAlikesAreRefused(t *testing.T) {
-	for _, m := range modes {
-		t.Run(m.name, func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t)
-			x := w.tap()
-			c := w.start(corefile(guardBlock(m.name)))
-			var all []forgery
-			if m.self {
-				all = append(all, forgeries(w.guard, "wan0", guard4, guard6)...)
-			}
-			if m.behind {
-				all = append(all, forgeries(w.client, "eth0", client4, client6)...)
-			}
-			for _, f := range all {
-				err := send(f.from, f.ifname, f.packet)
-				if f.from == w.guard && !errors.Is(err, unix.EPERM) || f.from != w.guard && err != nil {
-					w.Errorf("%s: %v: %v", f.from.Name(), f.packet, err)
-				}
-			}
-			x.sync()
-			for _, f := range all {
-				if x.count(f.same) > 0 {
-					w.Errorf("%s: went out: %v", f.from.Name(), f.packet)
-				}
-			}
-			// Were it not for the guard, they would.
-			w.must(c.Stop())
-			w.nftables(deleteTable)
-			for _, f := range all {
-				w.must(send(f.from, f.ifname, f.packet))
-			}
-			x.sync()
-			for _, f := range all {
-				w.eventually(fmt.Sprintf("%v comes by", f.packet), func() bool { return x.count(f.same) > 0 })
-			}
-		})
-	}
-}
-
-// A forgery is a packet that a host sends out of an interface.
-type forgery struct {
-	from   *netlab.Host
-	ifname string
-	packet
-}
-
-// forgeries each go to a destination of their own.
-func forgeries(from *netlab.Host, ifname, own4, own6 string) (all []forgery) {
-	add := func(ipv4 bool, forge func(source, destination string) packet) {
-		n := len(all) + 1
-		source, destination := own6, fmt.Sprintf("2001:db8:18:ff::%s:%x", own6[len(own6)-1:], n)
-		if ipv4 {
-			source, destination = own4, fmt.Sprintf("198.18.%s.%d", own4[len(own4)-1:], n)
-		}
-		all = append(all, forgery{from, ifname, forge(source, destination)})
-	}
-	udp := func(ipv4 bool, from, to uint16) {
-		add(ipv4, func(source, destination string) packet { return newUDP(source, destination, from, to) })
-	}
-	icmpv6 := func(hops, kind byte) {
-		add(false, func(source, destination string) packet { return newICMPv6(source, destination, hops, kind) })
-	}
-	for _, ports := range [][2]uint16{{68, 53}, {67, 67}, {67, 68}, {68, 68}, {53, 67}} {
-		udp(true, ports[0], ports[1])
-	}
-	for _, ports := range [][2]uint16{{546, 547}, {547, 546}, {546, 53}, {68, 67}} {
-		udp(false, ports[0], ports[1])
-	}
-	mld := []byte{mldQuery, mldReport, mldDone, mld2}
-	nd := []byte{routerSolicitation, routerAdvert, neighbourSolicitation, neighbourAdv, redirect}
-	for _, kind := range slices.Concat(mld, nd, []byte{echoRequest}) {
-		icmpv6(64, kind)
-	}
-	if ifname == "wan0" {
-		for _, kind := range mld {
-			icmpv6(1, kind) // as MLD does, but to one host
-		}
-	} else {
-		udp(true, 68, 67) // a client's DHCP ends at the gateway
-		for _, kind := range nd {
-			icmpv6(255, kind)
-		}
-		for _, kind := range mld {
-			icmpv6(2, kind) // 1 when it is forwarded
-		}
-	}
-	for _, ipv4 := range []bool{true, false} { // as DHCP does, but TCP
-		add(ipv4, func(source, destination string) packet {
-			syn := []byte{0, 68, 0, 67, 0, 0, 0, 1, 0, 0, 0, 0, 5 << 4, 2, 0xff, 0xff, 0, 0, 0, 0}
-			return newPacket(source, destination, 64, unix.IPPROTO_TCP, syn, 16)
-		})
-	}
-	return all
 }

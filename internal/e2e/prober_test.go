@@ -147,7 +147,7 @@ func (t *traffic) neverOpen(from *netlab.Host) {
 }
 
 // alwaysOpen makes connection after connection to an address that is open.
-func (t *traffic) alwaysOpen(from *netlab.Host, addr string) {
+func (t *traffic) alwaysOpen(from sender, addr string) {
 	t.every(2*time.Millisecond, func(int) {
 		began := time.Now()
 		if err := t.connect(from, "tcp", addr); err != nil {
@@ -205,7 +205,7 @@ func (t *traffic) alive(conns ...net.Conn) {
 // asks asks one question after the other, for names never asked for before and
 // for names of before, and tries each address of an answer at once: it must be
 // open. Every question has an answer, unless some may be lost.
-func (t *traffic) asks(from *netlab.Host, server string, someAreLost bool) {
+func (t *traffic) asks(from sender, server string, someAreLost bool) {
 	const ttl = 600
 	timeout := 5 * time.Second
 	if someAreLost {
@@ -256,7 +256,7 @@ func (t *traffic) asks(from *netlab.Host, server string, someAreLost bool) {
 // try opens a connection to what is most likely shut. An application may not hear
 // of a refusal before TCP sends its second SYN, after a second: nobody waits for
 // that here.
-func (w *world) try(ctx context.Context, from *netlab.Host, addr string) error {
+func (w *world) try(ctx context.Context, from sender, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 	defer cancel()
 	conn, err := from.Dial(ctx, "tcp", net.JoinHostPort(addr, strconv.Itoa(echoPort)))
@@ -267,7 +267,7 @@ func (w *world) try(ctx context.Context, from *netlab.Host, addr string) error {
 }
 
 // wantShut is wantRefused in a hurry.
-func (w *world) wantShut(from *netlab.Host, addr string) {
+func (w *world) wantShut(from sender, addr string) {
 	w.Helper()
 	if err := w.try(context.Background(), from, addr); err == nil {
 		w.Errorf("%s: TCP to %s is open, it should be refused", from.Name(), addr)
@@ -277,7 +277,7 @@ func (w *world) wantShut(from *netlab.Host, addr string) {
 }
 
 // exchange asks a question over UDP and waits no longer than told.
-func (w *world) exchange(from *netlab.Host, server, name string, timeout time.Duration) (*dns.Msg, error) {
+func (w *world) exchange(from sender, server, name string, timeout time.Duration) (*dns.Msg, error) {
 	m := new(dns.Msg)
 	m.SetQuestion(name, dns.TypeA)
 	if strings.Contains(name, "aaaa-") {

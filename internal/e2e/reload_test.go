@@ -10,8 +10,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
 
 // reload has the binary read another Corefile and returns when it is in force,
@@ -202,7 +200,7 @@ func TestReloadRefusesNoPacket(t *testing.T) {
 }
 
 // connected opens a connection and uses it.
-func (w *world) connected(from *netlab.Host, addr string) net.Conn {
+func (w *world) connected(from sender, addr string) net.Conn {
 	w.Helper()
 	conn, err := w.dial(from, "tcp", addr)
 	w.must(err)

@@ -174,7 +174,7 @@ func TestTrustedForwarder(t *testing.T) {
 	w := newWorld(t)
 	neighbour, routed := w.moreClients()
 	w.start(corefile("ipdestinationguard {\n mode nft-gateway\n trusted_forwarder " + neighbour4 + "\n}"))
-	ask := func(from *netlab.Host, server, client, addr string) {
+	ask := func(from sender, server, client, addr string) {
 		t.Helper()
 		m := new(dns.Msg)
 		m.SetQuestion(nameOf(60, addr), dns.TypeA)

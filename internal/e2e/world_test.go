@@ -191,8 +191,16 @@ func (w *world) eventually(what string, holds func() bool) {
 	}
 }
 
+// A sender is whoever asks and connects: a host, or a program on one.
+type sender interface {
+	Name() string
+	Dial(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+var _, _ sender = (*netlab.Host)(nil), (*netlab.Program)(nil)
+
 // ask sends one question from a host to a server, over UDP.
-func (w *world) ask(from *netlab.Host, server, name string, qtype uint16) (answer *dns.Msg, err error) {
+func (w *world) ask(from sender, server, name string, qtype uint16) (answer *dns.Msg, err error) {
 	m := new(dns.Msg)
 	m.SetQuestion(name, qtype)
 	m.SetEdns0(4096, false)
@@ -223,13 +231,13 @@ func nameOf(ttl int, addrs ...string) string {
 
 // lookup asks the guard for an address's name and fails unless the answer has
 // the address.
-func (w *world) lookup(from *netlab.Host, server, addr string, ttl int) {
+func (w *world) lookup(from sender, server, addr string, ttl int) {
 	w.Helper()
 	w.must(w.resolve(from, server, addr, ttl))
 }
 
 // resolve is lookup for other goroutines than the test's.
-func (w *world) resolve(from *netlab.Host, server, addr string, ttl int) error {
+func (w *world) resolve(from sender, server, addr string, ttl int) error {
 	qtype := dns.TypeAAAA
 	if netip.MustParseAddr(addr).Is4() {
 		qtype = dns.TypeA
@@ -243,7 +251,7 @@ func (w *world) resolve(from *netlab.Host, server, addr string, ttl int) error {
 
 // connect makes a TCP connection or sends a UDP packet to the echo port and
 // waits for the echo. A refusal is told from other errors by refused.
-func (w *world) connect(from *netlab.Host, network, addr string) error {
+func (w *world) connect(from sender, network, addr string) error {
 	conn, err := w.dial(from, network, addr)
 	if err != nil {
 		return err
@@ -253,7 +261,7 @@ func (w *world) connect(from *netlab.Host, network, addr string) error {
 }
 
 // dial opens a connection to the echo port.
-func (w *world) dial(from *netlab.Host, network, addr string) (net.Conn, error) {
+func (w *world) dial(from sender, network, addr string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	return from.Dial(ctx, network, net.JoinHostPort(addr, fmt.Sprint(echoPort)))
@@ -279,7 +287,7 @@ func refused(err error) bool {
 }
 
 // wantRefused and wantOpen check one connection.
-func (w *world) wantRefused(from *netlab.Host, network, addr string) {
+func (w *world) wantRefused(from sender, network, addr string) {
 	w.Helper()
 	if err := w.connect(from, network, addr); err == nil {
 		w.Errorf("%s: %s to %s is open, it should be refused", from.Name(), network, addr)
@@ -288,7 +296,7 @@ func (w *world) wantRefused(from *netlab.Host, network, addr string) {
 	}
 }
 
-func (w *world) wantOpen(from *netlab.Host, network, addr string) {
+func (w *world) wantOpen(from sender, network, addr string) {
 	w.Helper()
 	if err := w.connect(from, network, addr); err != nil {
 		w.Errorf("%s: %s to %s is refused, it should be open: %v", from.Name(), network, addr, err)

@@ -30,6 +30,7 @@ type Cmd struct {
 	Env   []string  // nil is the caller's
 	Stdin io.Reader // nil is /dev/null
 	Tee   io.Writer // gets the output too, when not nil
+	As    As        // as whom it runs
 
 	host *Host
 	exec *exec.Cmd
@@ -52,6 +53,11 @@ func (c *Cmd) Start() error {
 	c.exec.Dir, c.exec.Env, c.exec.Stdin = c.Dir, c.Env, c.Stdin
 	c.exec.Stdout, c.exec.Stderr = &c.out, &c.out
 	c.exec.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
+	applied, err := c.As.apply(c.exec.SysProcAttr)
+	if err != nil {
+		return c.fail(err)
+	}
+	defer applied()
 	c.exec.WaitDelay = time.Second // for a grandchild which left the group and holds the output open
 
 	c.done = make(chan struct{})

@@ -75,6 +75,7 @@ func rerun(here string) error {
 	if err := child.Wait(); child.ProcessState == nil {
 		return fmt.Errorf("netlab: wait for the isolated process: %w", err)
 	}
+	removeCgroupsOf(child.Process.Pid)
 	os.Exit(exitCode(child.ProcessState))
 	return nil
 }

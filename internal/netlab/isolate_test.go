@@ -17,7 +17,7 @@ import (
 // isolatedProgram is the test binary, about to isolate itself and to run one of TestMain's programs.
 func isolatedProgram(name string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), outsideEnv+"=", programEnv+"="+name)
+	cmd.Env = append(os.Environ(), outsideEnv+"=", testProgramEnv+"="+name, "GORACE=atexit_sleep_ms=0")
 	return cmd
 }
 

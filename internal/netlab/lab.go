@@ -11,10 +11,11 @@ import (
 // Lab owns hosts.
 type Lab struct {
 	// mu guards what follows, and makes Close wait for a host in the making.
-	mu     sync.Mutex
-	hosts  map[string]*Host
-	links  int
-	closed bool
+	mu      sync.Mutex
+	hosts   map[string]*Host
+	links   int
+	cgroups *Cgroup // what all of its cgroups are in; nil before the first
+	closed  bool
 }
 
 // New returns an empty lab. Hosts have both address families, so it fails on a kernel without IPv6.
@@ -52,7 +53,7 @@ func (l *Lab) host(name string, namespace func() (int, error)) (*Host, error) {
 	return h, nil
 }
 
-// Close ends every host with its servers, captures, processes and namespace. What was handed to the
+// Close ends every host with its servers, captures, processes and namespace, and removes cgroups. What was handed to the
 // caller to close, by Dial and Listen, stays the caller's.
 func (l *Lab) Close() error {
 	l.mu.Lock()
@@ -63,5 +64,9 @@ func (l *Lab) Close() error {
 		errs = append(errs, h.close())
 	}
 	clear(l.hosts)
+	if l.cgroups != nil {
+		errs = append(errs, l.cgroups.remove())
+		l.cgroups = nil
+	}
 	return errors.Join(errs...)
 }

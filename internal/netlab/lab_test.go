@@ -43,7 +43,14 @@ func useEverything(t *testing.T) (pids []int) {
 		must(t, err)
 		pids = append(pids, pid)
 	}
-	conn, err := a.Dial(t.Context(), "tcp", "192.0.2.2:7")
+	if c, err := lab.Cgroup("app.service"); err == nil { // elsewhere TestCgroupClose says why not
+		cmd := a.Command("sleep", "1000")
+		cmd.As.Cgroup = c
+		must(t, cmd.Start())
+	}
+	program, err := a.Program(As{})
+	must(t, err)
+	conn, err := program.Dial(t.Context(), "tcp", "192.0.2.2:7")
 	must(t, err)
 	echoes(t, conn)
 
@@ -88,6 +95,9 @@ func TestClosed(t *testing.T) {
 		"Echo":   func() error { return a.Echo(7) },
 		"Sniff":  func() error { _, err := a.Sniff("lo"); return err },
 		"Start":  func() error { return a.Command("true").Start() },
+
+		"Cgroup":  func() error { _, err := lab.Cgroup("app.service"); return err },
+		"Program": func() error { _, err := a.Program(As{}); return err },
 	}
 	for name, use := range uses {
 		t.Run(name, func(t *testing.T) {

@@ -80,6 +80,31 @@ func (h *Host) Ether(ifname, address string) error {
 	return h.fail("Ethernet address "+address+" on "+ifname, err)
 }
 
+// Bridge makes the host a switch: what is at the other ends of the ports, interfaces of its own, is on
+// one wire. The bridge has no address, and its name is that of an interface.
+func (h *Host) Bridge(name string, ports ...string) error {
+	err := h.rtnl(func(nl *netlink.Handle) error {
+		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}
+		if err := nl.LinkAdd(bridge); err != nil {
+			return err
+		}
+		for _, port := range ports {
+			link, err := nl.LinkByName(port)
+			if err == nil {
+				err = nl.LinkSetMaster(link, bridge)
+			}
+			if err != nil {
+				return fmt.Errorf("port %s: %w", port, err)
+			}
+		}
+		return nl.LinkSetUp(bridge)
+	})
+	if err == nil {
+		err = h.linkReady(name)
+	}
+	return h.fail("bridge "+name, err)
+}
+
 // Addr gives an interface an address with the length of its subnet, "192.0.2.1/24". It is
 // usable when Addr returns, for IPv6 too: there is no duplicate address detection.
 func (h *Host) Addr(ifname, cidr string) error {

@@ -3,6 +3,7 @@ package netlab
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -114,6 +115,33 @@ func TestListen(t *testing.T) {
 
 	if _, err := a.Listen("tcp", "192.0.2.2:0"); err == nil {
 		t.Error("listens on another host's address")
+	}
+}
+
+func TestBridge(t *testing.T) {
+	lab := newLab(t)
+	hub := newTestHost(t, lab, "switch")
+	var hosts []*Host
+	for i, name := range []string{"a", "b", "c"} {
+		h := newTestHost(t, lab, name)
+		must(t,
+			lab.Link(h, "eth0", hub, name),
+			h.Addr("eth0", fmt.Sprintf("192.0.2.%d/24", i+1)), h.Addr("eth0", fmt.Sprintf("2001:db8::%d/64", i+1)),
+			h.Echo(7),
+		)
+		hosts = append(hosts, h)
+	}
+	must(t, hub.Bridge("br0", "a", "b", "c"))
+	for _, h := range hosts {
+		for _, address := range []string{"192.0.2.1:7", "192.0.2.3:7", "[2001:db8::2]:7"} {
+			conn, err := h.Dial(t.Context(), "tcp", address)
+			must(t, err)
+			echoes(t, conn)
+			conn.Close()
+		}
+	}
+	if err := hub.Bridge("br1", "none"); err == nil {
+		t.Error("a port that is not there was taken")
 	}
 }
 

@@ -9,16 +9,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// programEnv makes the test binary one of the programs below, for tests of what cannot be seen
+// testProgramEnv makes the test binary one of the programs below, for tests of what cannot be seen
 // from inside: the processes around Isolate.
-const programEnv = "NETLAB_TEST_PROGRAM"
+const testProgramEnv = "NETLAB_TEST_PROGRAM"
 
 func TestMain(m *testing.M) {
 	program, ok := map[string]func() int{
 		"exit":   func() int { return 7 },
 		"signal": untilSIGUSR1,
 		"die":    func() int { _ = unix.Kill(os.Getpid(), unix.SIGKILL); select {} },
-	}[os.Getenv(programEnv)]
+
+		"hidden cgroups":    withoutCgroups,
+		"read-only cgroups": withReadOnlyCgroups,
+		"die with cgroup":   dieWithCgroup,
+	}[os.Getenv(testProgramEnv)]
 	if !ok {
 		program = m.Run
 	}

@@ -15,7 +15,12 @@ import (
 // Main runs a package's tests in an isolated network: func TestMain(m *testing.M) { netlab.Main(m.Run) }.
 // Where namespaces are not to be had the tests are skipped, saying why. On CI (CI=true) they fail
 // instead, as nobody would notice there that they no longer run.
+//
+// Programs of hosts are this binary once more: see [Host.Program].
 func Main(run func() int) {
+	if os.Getenv(programEnv) != "" {
+		os.Exit(beProgram())
+	}
 	if err := Isolate(); err != nil {
 		if os.Getenv("CI") == "true" {
 			fmt.Fprintln(os.Stderr, "failed:", err)

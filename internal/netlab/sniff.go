@@ -90,8 +90,8 @@ func (s *Sniffer) Close() error {
 	return nil
 }
 
-// Inject sends an Ethernet frame, header included, out of an interface.
-func (h *Host) Inject(ifname string, frame []byte) error {
+// Inject sends Ethernet frames, headers included, out of an interface.
+func (h *Host) Inject(ifname string, frames ...[]byte) error {
 	index, err := h.index(ifname)
 	if err != nil {
 		return h.fail("inject", err)
@@ -102,7 +102,12 @@ func (h *Host) Inject(ifname string, frame []byte) error {
 			return h.fail("inject", err)
 		}
 		defer unix.Close(fd)
-		return h.fail("inject", unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: index}))
+		for _, frame := range frames {
+			if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: index}); err != nil {
+				return h.fail("inject", err)
+			}
+		}
+		return nil
 	})
 }
 
