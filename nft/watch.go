@@ -124,7 +124,7 @@ func (w *writer) holdsGrants() bool {
 
 // putBackGrants lets sweep make all grants anew. Until then none is in force.
 func (w *writer) putBackGrants() {
-	w.restore = append(w.restore, w.inForce.Clear()...)
+	w.restore = append(w.inForce.Clear(), w.restore...)
 	w.due = w.due[:0]
 	w.live = live{}
 }
