@@ -32,6 +32,7 @@ func (n *network) endGrants() {
 		w.batch.begin(0)
 		w.batch.add(msgs)
 		w.inForce.Clear()
+		w.live = live{}
 		return w.socket.transact(&w.batch)
 	}); err != nil {
 		n.Fatal(err)
