@@ -29,14 +29,18 @@ func (w *world) query(from sender, network, server, name, qtype string, size uin
 }
 
 func exchange(from sender, network, server string, m *dns.Msg) (*dns.Msg, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	return exchangeAt(from, network, net.JoinHostPort(server, "53"), m, 5*time.Second)
+}
+
+func exchangeAt(from sender, network, server string, m *dns.Msg, patience time.Duration) (*dns.Msg, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	conn, err := from.Dial(ctx, network, net.JoinHostPort(server, "53"))
+	conn, err := from.Dial(ctx, network, server)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
-	client := dns.Client{Net: network, Timeout: 5 * time.Second}
+	client := dns.Client{Net: network, Timeout: patience}
 	answer, _, err := client.ExchangeWithConnContext(ctx, m, &dns.Conn{Conn: conn, UDPSize: dns.MaxMsgSize})
 	return answer, err
 }

@@ -78,7 +78,7 @@ var programs = []attack{
 	{name: "what somebody else says on the guard's port 53", by: "client", alone: true, attempt: asksImpostor, end: isOther, free: isGiven},
 	{name: "an IPv4-mapped address", attempt: dialsMapped, end: isRefused, free: isOpen},
 	{name: "multipath TCP", attempt: opens(unix.SOCK_STREAM, unix.IPPROTO_MPTCP, nil), end: isRefused, free: isOpen},
-	{name: "TCP Fast Open", attempt: opens(unix.SOCK_STREAM, 0, func(fd int, _ bool) error {
+	{name: "TCP Fast Open", attempt: opens(unix.SOCK_STREAM, 0, func(fd int) error {
 		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN_CONNECT, 1)
 	}), end: isRefused, free: isOpen},
 	{name: "ping, as every user can", attempt: opens(unix.SOCK_DGRAM, unix.IPPROTO_ICMP, nil), end: isRefused, free: isOpen},
@@ -181,8 +181,7 @@ func newBattlefield(t *testing.T) *battlefield {
 	} {
 		w.must(w.guard.Sysctl(key, "1"))
 	}
-	w.must(w.guard.Sysctl("net/ipv4/ping_group_range", "0 2147483647"))
-	w.must(w.client.Sysctl("net/ipv4/ping_group_range", "0 2147483647"))
+	w.letPing()
 	return b
 }
 

@@ -13,6 +13,8 @@ import (
 
 	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
 
 // What attackers do. Each attempt returns how it ended, or nothing where its IP
@@ -129,34 +131,49 @@ func (a *attacker) ofOwn() *attacker {
 }
 
 // opens connects a socket of any kind, with four bytes to be echoed.
-func opens(kind, protocol int, prepare func(fd int, ipv4 bool) error) func(*attacker) string {
+func opens(kind, protocol int, prepare func(fd int) error) func(*attacker) string {
 	return func(a *attacker) string {
-		addr, word, protocol := netip.MustParseAddr(a.to), []byte("ping"), protocol
+		addr := netip.MustParseAddr(a.to)
+		if protocol == unix.IPPROTO_ICMP {
+			return a.outcome(ping(a.Host, addr, a.patience()))
+		}
 		domain, to := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: addr.As16(), Port: echoPort})
 		if addr.Is4() {
 			domain, to = unix.AF_INET, &unix.SockaddrInet4{Addr: addr.As4(), Port: echoPort}
 		}
-		if protocol == unix.IPPROTO_ICMP {
-			word = []byte{8, 0, 0, 0, 0, 0, 0, 1}
-			if !addr.Is4() {
-				word[0], protocol = echoRequest, unix.IPPROTO_ICMPV6
-			}
-		}
-		return a.outcome(a.Do(func() error { return a.connectSocket(domain, kind, protocol, to, word, prepare) }))
+		return a.outcome(a.Do(func() error { return connectSocket(domain, kind, protocol, to, []byte("ping"), a.patience(), prepare) }))
 	}
 }
 
-func (a *attacker) connectSocket(domain, kind, protocol int, to unix.Sockaddr, word []byte, prepare func(fd int, ipv4 bool) error) error {
+// ping does it as users can: see letPing.
+func ping(from *netlab.Host, addr netip.Addr, patience time.Duration) error {
+	return from.Do(func() error {
+		if addr.Is4() {
+			return connectSocket(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_ICMP, &unix.SockaddrInet4{Addr: addr.As4()}, []byte{8, 0, 0, 0, 0, 0, 0, 1}, patience, nil)
+		}
+		return connectSocket(unix.AF_INET6, unix.SOCK_DGRAM, unix.IPPROTO_ICMPV6, &unix.SockaddrInet6{Addr: addr.As16()}, []byte{echoRequest, 0, 0, 0, 0, 0, 0, 1}, patience, nil)
+	})
+}
+
+// letPing lets users ping, as most systems do.
+func (w *world) letPing() {
+	w.Helper()
+	for _, h := range []*netlab.Host{w.guard, w.client} {
+		w.must(h.Sysctl("net/ipv4/ping_group_range", "0 2147483647"))
+	}
+}
+
+func connectSocket(domain, kind, protocol int, to unix.Sockaddr, word []byte, patience time.Duration, prepare func(fd int) error) error {
 	fd, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	patience := unix.NsecToTimeval(a.patience().Nanoseconds())
-	err = errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &patience),
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience))
+	timeout := unix.NsecToTimeval(patience.Nanoseconds())
+	err = errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout))
 	if prepare != nil && err == nil {
-		err = prepare(fd, domain == unix.AF_INET)
+		err = prepare(fd)
 	}
 	if err == nil {
 		err = unix.Connect(fd, to)
@@ -177,11 +194,13 @@ func dialsMapped(a *attacker) string {
 		return ""
 	}
 	to := &unix.SockaddrInet6{Addr: addr.As16(), Port: echoPort}
-	return a.outcome(a.Do(func() error { return a.connectSocket(unix.AF_INET6, unix.SOCK_STREAM, 0, to, []byte("ping"), nil) }))
+	return a.outcome(a.Do(func() error {
+		return connectSocket(unix.AF_INET6, unix.SOCK_STREAM, 0, to, []byte("ping"), a.patience(), nil)
+	}))
 }
 
 // viaLoopback leaves by loopback, which any program may say of a socket once.
-func viaLoopback(fd int, _ bool) error { return unix.BindToDevice(fd, "lo") }
+func viaLoopback(fd int) error { return unix.BindToDevice(fd, "lo") }
 
 // afterReset sends what may belong to a connection that is older than the guard, has
 // it reset by the peer, and then makes a new one with the same ports.

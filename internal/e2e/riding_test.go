@@ -51,8 +51,8 @@ var riders = []rider{
 	{"by the victim's Ethernet address", "wired", "thief", func(r *ride) []byte { return r.frame(r.own, r.victim.hw) }, arrives},
 	{"by both", "wired", "thief", func(r *ride) []byte { return r.frame(r.victim, r.victim.hw) }, arrives},
 	{"from another wire, by the victim's IP address", "wired", "client", func(r *ride) []byte { return r.frame(r.victim, r.own.hw) }, isLost},
-	{"from another wire, by the victim's Ethernet address", "wired", "client", func(r *ride) []byte { return r.frame(r.own, r.victim.hw) }, arrives},
-	{"from another wire, by both", "wired", "client", func(r *ride) []byte { return r.frame(r.victim, r.victim.hw) }, arrives},
+	{"from another wire, by the victim's Ethernet address", "wired", "client", func(r *ride) []byte { return r.frame(r.own, r.victim.hw) }, isLost},
+	{"from another wire, by both", "wired", "client", func(r *ride) []byte { return r.frame(r.victim, r.victim.hw) }, isLost},
 	{"from another wire, by the IP address of who is routed", "routed", "client", func(r *ride) []byte { return r.frame(r.victim, r.own.hw) }, arrives},
 	{"from another wire, by the router's Ethernet address", "routed", "client", func(r *ride) []byte { return r.frame(r.own, r.victim.hw) }, isLost},
 }

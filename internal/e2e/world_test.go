@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
@@ -151,9 +152,12 @@ func corefile(directive string) string {
 }
 
 // start runs the binary on the guard and returns when its rules are in force.
-func (w *world) start(corefile string) *coredns {
+func (w *world) start(corefile string) *coredns { w.Helper(); return w.startAs(netlab.As{}, corefile) }
+
+// startAs is start as somebody else, or in a cgroup.
+func (w *world) startAs(as netlab.As, corefile string) *coredns {
 	w.Helper()
-	c := w.launch(corefile)
+	c := w.launchAs(as, corefile)
 	w.eventually("the rules are in force", func() bool {
 		if err := c.Signal(syscall.Signal(0)); err != nil {
 			w.Fatalf("CoreDNS has ended: %v", err)
@@ -166,9 +170,24 @@ func (w *world) start(corefile string) *coredns {
 // launch runs the binary on the guard and does not wait.
 func (w *world) launch(corefile string) *coredns {
 	w.Helper()
-	path := filepath.Join(w.TempDir(), "Corefile")
+	return w.launchAs(netlab.As{}, corefile)
+}
+
+// asCoreDNS is a user of its own that has what CoreDNS needs, as a systemd unit gives
+// it.
+func (w *world) asCoreDNS() netlab.As {
+	w.Helper()
+	return netlab.As{User: w.user(53), Caps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_BIND_SERVICE}}
+}
+
+func (w *world) launchAs(as netlab.As, corefile string) *coredns {
+	w.Helper()
+	dir := w.TempDir()
+	path := filepath.Join(dir, "Corefile")
 	w.must(os.WriteFile(path, []byte(corefile), 0o644))
+	w.must(os.Chmod(filepath.Dir(dir), 0o755)) // others have to read it as well
 	c := &coredns{Cmd: w.guard.Command(binary(w.T), "-conf", path), corefile: path}
+	c.As = as
 	// What forward leaves behind at a reload ends when the collector finds it.
 	c.Env = append(os.Environ(), "GOGC=50")
 	w.must(c.Start())
@@ -179,6 +198,35 @@ func (w *world) launch(corefile string) *coredns {
 		}
 	})
 	return c
+}
+
+// cgroup makes a cgroup, as systemd does for a unit. Where there are none the test is
+// skipped, but not on CI.
+func (w *world) cgroup(name string) *netlab.Cgroup {
+	w.Helper()
+	c, err := w.lab.Cgroup(name)
+	w.lacks(err)
+	return c
+}
+
+// user is a user's number. Where there are no others than root the test is skipped,
+// but not on CI.
+func (w *world) user(uid uint32) uint32 { w.Helper(); w.lacks(netlab.Users(uid)); return uid }
+
+func (w *world) lacks(err error) {
+	w.Helper()
+	if err != nil && os.Getenv("CI") != "true" {
+		w.Skip(err)
+	}
+	w.must(err)
+}
+
+// program starts a program on the guard.
+func (w *world) program(as netlab.As) *netlab.Program {
+	w.Helper()
+	p, err := w.guard.Program(as)
+	w.must(err)
+	return p
 }
 
 // eventually waits for something that takes no time worth naming.
@@ -309,6 +357,9 @@ var (
 	build      = sync.OnceValues(func() (string, error) {
 		var err error
 		if buildDir, err = os.MkdirTemp("", "e2e"); err != nil {
+			return "", err
+		}
+		if err = os.Chmod(buildDir, 0o755); err != nil { // other users run it too
 			return "", err
 		}
 		path := filepath.Join(buildDir, "coredns")

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 	"time"
 
@@ -30,6 +31,7 @@ type Program struct {
 type order struct {
 	Listen           bool
 	Network, Address string
+	Source           string        // of a dial; empty is any
 	Within           time.Duration // 0 is without end
 }
 
@@ -68,6 +70,9 @@ func (h *Host) Program(as As) (*Program, error) {
 // Name says which program it is.
 func (p *Program) Name() string { return p.host.Name() + p.cmd.As.String() }
 
+// As returns as what it runs.
+func (p *Program) As() As { return p.cmd.As }
+
 // Close ends the program. Its sockets stay what they are: whoever has got them closes them.
 func (p *Program) Close() error {
 	p.host.drop(p)
@@ -90,10 +95,15 @@ func (p *Program) Close() error {
 
 // Dial is [Host.Dial] by the program.
 func (p *Program) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return p.DialFrom(ctx, network, "", address)
+}
+
+// DialFrom is Dial from a source, "192.0.2.1:1024" or ":1024".
+func (p *Program) DialFrom(ctx context.Context, network, source, address string) (net.Conn, error) {
 	if _, err := netip.ParseAddrPort(address); err != nil {
 		return nil, p.host.fail("dial", err)
 	}
-	o := order{Network: network, Address: address}
+	o := order{Network: network, Source: source, Address: address}
 	if deadline, ok := ctx.Deadline(); ok {
 		o.Within = max(time.Until(deadline), 1)
 	}
@@ -201,7 +211,16 @@ func (o order) obey(answerTo *net.UnixConn) {
 	} else {
 		var conn net.Conn
 		dialer := net.Dialer{KeepAlive: -1, Timeout: o.Within}
-		if conn, err = dialer.Dial(o.Network, o.Address); err == nil {
+		switch strings.TrimRight(o.Network, "46") {
+		case "tcp":
+			dialer.LocalAddr, err = net.ResolveTCPAddr(o.Network, o.Source)
+		case "udp":
+			dialer.LocalAddr, err = net.ResolveUDPAddr(o.Network, o.Source)
+		}
+		if err == nil {
+			conn, err = dialer.Dial(o.Network, o.Address)
+		}
+		if err == nil {
 			socket, _ = conn.(interface {
 				syscall.Conn
 				Close() error

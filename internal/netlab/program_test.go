@@ -36,6 +36,15 @@ func TestProgram(t *testing.T) {
 			conn.Close()
 		}
 	}
+	for _, network := range []string{"tcp", "udp"} {
+		conn, err := p.DialFrom(t.Context(), network, ":4000", "192.0.2.2:7")
+		must(t, err)
+		echoes(t, conn)
+		if got := conn.LocalAddr().String(); got != "192.0.2.1:4000" {
+			t.Errorf("connected from %s", got)
+		}
+		conn.Close()
+	}
 	conn, err := p.Dial(t.Context(), "udp", "192.0.2.2:53")
 	must(t, err)
 	defer conn.Close()
