@@ -91,6 +91,9 @@ type Rules struct {
 	// address, of those whose traffic is forwarded and guarded; 0 is none.
 	Capture uint16
 
+	// Routes translate mapped addresses, where the backend is a [Router].
+	Routes []Route
+
 	// Linger is how long an address stays open to the holder of a grant after the
 	// holder's last packet to it; 0 is no longer than the grant.
 	Linger time.Duration

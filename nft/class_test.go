@@ -2,8 +2,8 @@ package nft
 
 import (
 	"maps"
-	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,7 +21,7 @@ func TestNamesOfClasses(t *testing.T) {
 	both := backend.Predicates{Ports: ports(t, "tcp/443"), Units: append(a.Units, backend.Cgroup{Path: "/a", ID: 2, Level: 1})}
 	other := backend.Predicates{Ports: ports(t, "tcp/443"), Units: []backend.Cgroup{{Path: "/b", ID: 1, Level: 1}}}
 	suffix := func(n backend.Class, p backend.Predicates) string {
-		return classesOf(backend.Rules{Classes: map[backend.Class]backend.Predicates{n: p, 3: {Users: []uint32{n32(n)}}}})[1].suffix
+		return classesOf(backend.Rules{Classes: map[backend.Class]backend.Predicates{n: p, 255: {}}})[1].suffix
 	}
 	want := suffix(1, a)
 	if len(want) != len(".12345678") {
@@ -36,8 +36,6 @@ func TestNamesOfClasses(t *testing.T) {
 		t.Error("another unit, and the same name")
 	}
 }
-
-func n32(n backend.Class) uint32 { return uint32(n) }
 
 // A process that starts takes over the grants of classes by what they are for.
 func TestRestartAdoptsClasses(t *testing.T) {
@@ -98,57 +96,73 @@ func TestRestartAdoptsClasses(t *testing.T) {
 // its class's unit gets a second cgroup, nor while classes, resolvers and lingering
 // come and go beside it.
 func TestReloadRefusesNobody(t *testing.T) {
-	dir, unit := cgroup(t, "hbtest/unit")
-	_, second := cgroup(t, "hbtest/second")
+	n := newNetwork(t)
+	u, second := n.unit("unit"), n.unit("second")
 	r := worldRules(t)
 	r.LocalHolders = append(r.LocalHolders, backend.Unit)
-	machine := backend.Scope{Holder: backend.Machine}
 	ranges := []backend.Ports{{Protocol: 17, First: 1, Last: 100}, {Protocol: 6, First: 443, Last: 443}}
-	constant := map[backend.Class]backend.Predicates{
-		1: {Ports: ranges},
-		2: {Ports: ranges, Units: []backend.Cgroup{unit}, Users: []uint32{0, 1000}},
+	inUnits := func(ids ...uint64) backend.Predicates {
+		p := backend.Predicates{Ports: ranges, Users: []uint32{0, 1000}}
+		for _, id := range ids {
+			p.Units = append(p.Units, backend.Cgroup{Path: u.Path, ID: id, Level: u.Level})
+		}
+		return p
 	}
-	r.Classes = constant
-	_, sink6 := addrs(1)
-	r.Upstream, r.Self = upstreams(t, netip.AddrPortFrom(sink6, sinkPort).String()), backend.Program{User: 1001}
-	n := newNetwork(t, r)
-	n.open(time.Hour, 11, inClass(machine, 1))
-	n.open(time.Hour, 12, inClass(machine, 2))
-	n.open(time.Hour, 13, backend.UnitScope(unit.ID))
+	r.Classes = map[backend.Class]backend.Predicates{1: {Ports: ranges}, 2: inUnits(u.ID)}
+	r.Upstream, r.Self = upstreams(t, to(1, sinkPort)...), backend.Program{User: 1001}
+	n.guard(r)
+	n.open(time.Hour, 11, inClass(backend.Scope{Holder: backend.Machine}, 1))
+	n.open(time.Hour, 12, inClass(backend.Scope{Holder: backend.Machine}, 2))
+	n.open(time.Hour, 13, backend.UnitScope(u.ID))
 
-	var reloads []backend.Rules
-	for i := range 4 {
-		next := r
-		next.Classes = maps.Clone(constant)
-		next.Classes[2] = backend.Predicates{Ports: ranges, Users: []uint32{0, 1000}, Units: [][]backend.Cgroup{
-			{unit}, {{Path: unit.Path, ID: second.ID, Level: 2}, {Path: unit.Path, ID: unit.ID, Level: 2}},
-		}[i%2]}
-		if i%2 == 1 {
-			next.Classes[77] = backend.Predicates{Ports: ports(t, "udp/443")}
-			next.Upstream = append(upstreams(t, "198.18.7.7:53"), r.Upstream...)
-			next.Capture = 53
+	more := r
+	more.Classes = maps.Clone(r.Classes)
+	more.Classes[2] = inUnits(second.ID, u.ID)
+	more.Classes[77] = backend.Predicates{Ports: ports(t, "udp/443")}
+	more.Upstream = append(upstreams(t, "198.18.7.7:53"), r.Upstream...)
+	more.Capture = 53
+	lingering := r
+	lingering.Linger, lingering.Interfaces = time.Hour, []string{"lan0"}
+	lingering.Allowed = prefixes(t, "203.0.113.0/24")
+
+	stop := make(chan struct{})
+	var sending sync.WaitGroup
+	for from, number := range map[speaker]int{n.here: 11, n.as(0, u): 12, n.as(1000, u): 13, n.as(1001): 1} {
+		if from == nil {
+			continue
 		}
-		if i/2 == 1 {
-			next.Linger = time.Hour
-			next.Interfaces = []string{"lan0"}
-			next.Allowed = prefixes(t, "203.0.113.0/24")
+		conn, err := from.Dial(t.Context(), "udp", to(number, sinkPort)[1])
+		if err != nil {
+			t.Fatal(err)
 		}
-		reloads = append(reloads, next)
+		defer conn.Close()
+		sending.Go(func() {
+			sent, refused := 0, 0
+			for ; ; sent++ {
+				select {
+				case <-stop:
+					t.Logf("%s has sent %d packets", from.Name(), sent)
+					if refused > 0 {
+						t.Errorf("%d of them were refused", refused)
+					}
+					return
+				default:
+				}
+				if _, err := conn.Write([]byte("x")); err != nil {
+					refused++
+				}
+			}
+		})
 	}
-	reload := func() {
-		for i := range 60 {
-			if err := n.Open(reloads[i%len(reloads)]); err != nil {
+	for range 20 {
+		for _, next := range []backend.Rules{more, r, lingering} {
+			if err := n.Open(next); err != nil {
 				t.Error(err)
 			}
 		}
 	}
-	for _, tt := range []struct {
-		runner
-		number int
-	}{{runner{}, 11}, {runner{0, dir}, 12}, {runner{0, dir}, 13}, {runner{uid: 1001}, 1}} {
-		addr := to(tt.number, sinkPort)[1]
-		tt.whileSending(t, addr, reload)
-	}
+	close(stop)
+	sending.Wait()
 	if g := n.inKernel(); len(g) != 6 {
 		t.Errorf("%d grants", len(g))
 	}

@@ -11,35 +11,37 @@ import (
 
 // The resolver above is open to the one program, on its ports, and to nobody else.
 func TestUpstreamIsForOneProgram(t *testing.T) {
-	dir, unit := cgroup(t, "hbtest/coredns")
-	below, _ := cgroup(t, "hbtest/coredns/worker")
-	r := worldRules(t)
-	for _, port := range []int{53, 853} {
-		r.Upstream = append(r.Upstream, upstreams(t, to(1, port)...)...)
-	}
-	for name, tt := range map[string]struct {
-		self      backend.Program
-		is, isNot runner
-		others    []runner
-	}{
-		"user":   {self: backend.Program{User: 1000}, is: runner{uid: 1000}, isNot: runner{uid: 1001}},
-		"cgroup": {self: backend.Program{Cgroup: unit, User: 1000}, is: runner{1001, below}, isNot: runner{uid: 1000}, others: []runner{{0, dir}}},
+	for name, tt := range map[string]func(*network) (self backend.Program, is, isNot []speaker){
+		"user": func(n *network) (backend.Program, []speaker, []speaker) {
+			return backend.Program{User: 1000}, []speaker{n.as(1000)}, []speaker{n.as(1001), n.here}
+		},
+		"root": func(n *network) (backend.Program, []speaker, []speaker) {
+			return backend.Program{User: 0}, []speaker{n.here}, []speaker{n.as(1001)}
+		},
+		"cgroup": func(n *network) (backend.Program, []speaker, []speaker) {
+			u, worker := n.unit("coredns"), n.unit("coredns/worker")
+			return backend.Program{Cgroup: u.Cgroup, User: 1000}, []speaker{n.as(0, u), n.as(1001, worker)}, []speaker{n.as(1000), n.here}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			rules := r
-			rules.Self = tt.self
-			n := newNetwork(t, rules)
-			n.open(time.Hour, 1, backend.Scope{Holder: backend.Machine}) // its own name is no way in
-			for _, p := range append(tt.others, tt.is) {
-				for _, network := range []string{"tcp", "udp"} {
-					p.reaches(t, true, network, append(to(1, 53), to(1, 853)...)...)
-				}
-				p.reaches(t, false, "tcp", to(2, 53)...)
+			n := newNetwork(t)
+			r := worldRules(t)
+			for _, port := range []int{53, 853} {
+				r.Upstream = append(r.Upstream, upstreams(t, to(1, port)...)...)
 			}
-			tt.isNot.reaches(t, false, "tcp", append(to(1, 53), to(1, 853)...)...)
-			tt.isNot.reaches(t, false, "udp", to(1, 53)...)
-			n.reaches(n.client, false, "tcp", append(to(1, 53), to(1, 853)...)...)
-			n.reaches(n.client, false, "udp", to(1, 53)...)
+			self, is, isNot := tt(n)
+			r.Self = self
+			n.guard(r)
+			n.open(time.Hour, 1, backend.Scope{Holder: backend.Machine}) // its own name is no way in
+			for _, p := range is {
+				n.reaches(p, true, "tcp", append(to(1, 53), to(1, 853)...)...)
+				n.reaches(p, true, "udp", append(to(1, 53), to(1, 853)...)...)
+				n.reaches(p, false, "tcp", to(2, 53)...)
+			}
+			for _, p := range append(isNot, n.client) {
+				n.reaches(p, false, "tcp", append(to(1, 53), to(1, 853)...)...)
+				n.reaches(p, false, "udp", to(1, 53)...)
+			}
 		})
 	}
 }
@@ -55,7 +57,8 @@ func TestCapture(t *testing.T) {
 		t.Run(fmt.Sprint(tt), func(t *testing.T) {
 			r := worldRules(t)
 			r.Capture, r.Interfaces = tt.port, tt.interfaces
-			n := newNetwork(t, r, 443, 853) // nobody listens at 53 there
+			n := newNetwork(t, 443, 853) // nobody listens at 53 there
+			n.guard(r)
 			n.reaches(n.client, false, "udp", to(1, 53)...)
 			for _, a := range []string{"10.0.0.77/24", "fd00::77/64"} { // of the same wire, and not the first
 				if err := n.here.Addr("lan0", a); err != nil {

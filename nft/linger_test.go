@@ -32,6 +32,7 @@ func (n *network) endGrants() {
 		w.batch.begin(0)
 		w.batch.add(msgs)
 		w.inForce.Clear()
+		w.live = live{}
 		return w.socket.transact(&w.batch)
 	}); err != nil {
 		n.Fatal(err)
@@ -55,37 +56,38 @@ func (n *network) addrs(u user, number int) []string {
 
 // lingering is a network where everybody has grants for the addresses of these numbers,
 // those from 100 on in a class.
-func lingering(t *testing.T, linger time.Duration, numbers ...int) (n *network, r backend.Rules, users []user, unit runner) {
-	dir, cg := cgroup(t, "hbtest/linger")
+func lingering(t *testing.T, linger time.Duration, numbers ...int) (n *network, r backend.Rules, users []user, inUnit speaker) {
+	n = newNetwork(t)
+	u := n.unit("unit")
 	r = worldRules(t)
 	r.Linger = linger
 	r.LocalHolders = []backend.Holder{backend.Machine, backend.Unit}
 	r.Classes = map[backend.Class]backend.Predicates{1: {Ports: ports(t, "tcp/443", "udp/443")}}
-	n = newNetwork(t, r)
+	n.guard(r)
 	for _, i := range numbers {
 		for number, class := range map[int]backend.Class{0: 0, 100: 1} {
 			n.open(time.Hour, number+i, inClass(backend.Scope{Holder: backend.Machine}, class), inClass(n.link("lan0"), class),
 				inClass(backend.ClientScope(netip.MustParseAddr(other4)), class))
-			n.open(time.Hour, number+200+i, inClass(backend.UnitScope(cg.ID), class))
+			n.open(time.Hour, number+200+i, inClass(backend.UnitScope(u.ID), class))
 		}
 	}
 	for _, h := range []*netlab.Host{n.here, n.client, n.other} {
 		users = append(users, user{h, 0}, user{h, 100})
 	}
-	return n, r, users, runner{cgroup: dir}
+	return n, r, users, n.as(0, u)
 }
 
 // What the holder of a grant has used stays open to new connections when the grant has
 // ended; what was not used, or is not the holder's, or is not what the grant was for,
 // does not.
 func TestLinger(t *testing.T) {
-	const used, idle = 1, 2
-	n, r, users, unit := lingering(t, time.Hour, used, idle)
+	const used, idle = 41, 42 // of no other test: connection tracking remembers those
+	n, r, users, inUnit := lingering(t, time.Hour, used, idle)
 	for _, u := range users {
 		n.reaches(u.Host, true, "tcp", n.addrs(u, used)...)
 	}
 	units := append(to(200+used, 443), to(300+used, 443)...)
-	unit.reaches(t, true, "udp", units...)
+	n.reaches(inUnit, true, "udp", units...)
 	n.endGrants()
 
 	stays := func() {
@@ -95,11 +97,11 @@ func TestLinger(t *testing.T) {
 			n.reaches(u.Host, true, "udp", n.addrs(u, used)...)
 			n.reaches(u.Host, false, "udp", n.addrs(u, idle)...)
 		}
-		unit.reaches(t, true, "udp", units...)
+		n.reaches(inUnit, true, "udp", units...)
 	}
 	stays()
-	unit.reaches(t, false, "udp", append(to(200+idle, 443), to(300+idle, 443)...)...)
-	runner{}.reaches(t, false, "udp", units...)
+	n.reaches(inUnit, false, "udp", append(to(200+idle, 443), to(300+idle, 443)...)...)
+	n.reaches(n.here, false, "udp", units...)
 	n.reaches(n.other, false, "udp", to(used, 443)[1:]...)
 	for _, h := range []*netlab.Host{n.here, n.client} {
 		n.reaches(h, false, "udp", to(100+used, 8005)...) // not of the class
@@ -118,8 +120,8 @@ func TestLinger(t *testing.T) {
 		}
 		n.reaches(n.client, true, "udp", to(used, 443)...)
 		n.reaches(n.client, false, "udp", to(100+used, 443)...)
-		unit.reaches(t, true, "udp", to(200+used, 443)...)
-		unit.reaches(t, false, "udp", to(300+used, 443)...)
+		n.reaches(inUnit, true, "udp", to(200+used, 443)...)
+		n.reaches(inUnit, false, "udp", to(300+used, 443)...)
 	}
 	for _, linger := range []time.Duration{0, time.Hour} {
 		r.Linger = linger
@@ -133,7 +135,7 @@ func TestLinger(t *testing.T) {
 // Packets of a live connection, and of new ones, keep the address open for as long as
 // there are any; then it shuts.
 func TestLingerIsRenewed(t *testing.T) {
-	const linger = 4 * time.Second
+	const linger = 3 * time.Second
 	const live, again, once = 1, 2, 3
 	n, r, users, _ := lingering(t, linger, live, again, once)
 	stop := make(chan struct{})
@@ -158,7 +160,7 @@ func TestLingerIsRenewed(t *testing.T) {
 	}
 	for _, u := range users {
 		for _, addr := range n.addrs(u, live) {
-			conn, err := dialFrom(u.Host, patienceOf(true))("tcp", addr)
+			conn, err := u.Dial(t.Context(), "tcp", addr)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -166,7 +168,7 @@ func TestLingerIsRenewed(t *testing.T) {
 			keep(func() error { return echo(conn) })
 		}
 		for _, addr := range n.addrs(u, again) {
-			keep(func() error { return reach(dialFrom(u.Host, patienceOf(true)), "udp", addr) })
+			keep(func() error { return reach(t.Context(), u, true, "udp", addr) })
 		}
 		n.reaches(u.Host, true, "udp", n.addrs(u, once)...)
 	}
@@ -192,7 +194,7 @@ func TestLingerIsRenewed(t *testing.T) {
 func TestLingerWhereItIsFull(t *testing.T) {
 	r := worldRules(t)
 	r.Linger, r.MaxGrants = time.Hour, 4
-	n := newNetwork(t, r)
+	n := guardedNetwork(t, r)
 	machine := backend.Scope{Holder: backend.Machine}
 	for round := range 3 {
 		for i := range 4 {
@@ -218,7 +220,7 @@ func TestNotUsed(t *testing.T) {
 	r := worldRules(t)
 	r.Linger = time.Hour
 	r.Allowed = prefixes(t, "10.0.0.0/16")
-	n := newNetwork(t, r)
+	n := guardedNetwork(t, r)
 	v4, _ := addrs(1)
 	n.open(time.Minute, 1, n.link("lan0"))
 	if err := n.client.Echo(443); err != nil {

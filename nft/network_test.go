@@ -2,9 +2,11 @@ package nft
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/netip"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,7 +19,15 @@ import (
 // the same Ethernet address, and the world.
 type network struct {
 	*guarded
+	lab                        *netlab.Lab
 	here, world, client, other *netlab.Host
+	programs                   map[runner]*netlab.Program
+}
+
+// A runner is who runs a program.
+type runner struct {
+	user uint32
+	in   *netlab.Cgroup
 }
 
 const (
@@ -31,7 +41,8 @@ const (
 var echoPorts = []int{22, 53, 443, 853, 8005}
 
 // newNetwork makes one where the world echoes on those ports, or on all of echoPorts.
-func newNetwork(t *testing.T, rules backend.Rules, ports ...int) *network {
+// Nothing is guarded yet.
+func newNetwork(t *testing.T, ports ...int) *network {
 	t.Helper()
 	lab, err := netlab.New()
 	if err != nil {
@@ -42,7 +53,7 @@ func newNetwork(t *testing.T, rules backend.Rules, ports ...int) *network {
 			t.Error(err)
 		}
 	})
-	n := &network{}
+	n := &network{guarded: &guarded{T: t}, lab: lab, programs: map[runner]*netlab.Program{}}
 	if n.here, err = lab.Here(); err != nil {
 		t.Fatal(err)
 	}
@@ -96,9 +107,73 @@ func newNetwork(t *testing.T, rules backend.Rules, ports ...int) *network {
 	sink, err := n.world.ListenPacket("udp", ":"+strconv.Itoa(sinkPort))
 	must(err)
 	t.Cleanup(func() { sink.Close() })
-	n.guarded = open(t, observed, rules)
-	n.Cleanup(func() { n.Backend.Close(backend.Remove) })
 	return n
+}
+
+// guardedNetwork makes one with these rules.
+func guardedNetwork(t *testing.T, rules backend.Rules) *network {
+	t.Helper()
+	n := newNetwork(t)
+	n.guard(rules)
+	return n
+}
+
+// guard puts the first rules in force.
+func (n *network) guard(rules backend.Rules) {
+	n.Helper()
+	n.guarded = open(n.T, observed, rules)
+}
+
+// A unit is a cgroup as rules name it, and as programs run in it: nil where none can
+// be made.
+type unit struct {
+	backend.Cgroup
+	runs *netlab.Cgroup
+}
+
+// unit makes a cgroup. An ordinary user's tests do without.
+func (n *network) unit(name string) unit {
+	n.Helper()
+	c, err := n.lab.Cgroup(name)
+	if err != nil {
+		n.Log(err)
+		return unit{Cgroup: backend.Cgroup{Path: "/" + name, ID: 1 << 40, Level: 1 + strings.Count(name, "/")}}
+	}
+	id, err := c.ID()
+	if err != nil {
+		n.Fatal(err)
+	}
+	return unit{backend.Cgroup{Path: c.Path(), ID: id, Level: strings.Count(c.Path(), "/")}, c}
+}
+
+// A speaker connects to others: a host, or a program.
+type speaker interface {
+	Name() string
+	Dial(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// as returns a program of this machine that runs as a user and, if it is said, in a
+// unit; or nil, where there cannot be one.
+func (n *network) as(uid uint32, in ...unit) speaker {
+	n.Helper()
+	r := runner{user: uid}
+	if len(in) > 0 {
+		if r.in = in[0].runs; r.in == nil {
+			return nil
+		}
+	}
+	if err := netlab.Users(uid); err != nil {
+		n.Log(err)
+		return nil
+	}
+	if n.programs[r] == nil {
+		p, err := n.here.Program(netlab.As{User: uid, Cgroup: r.in})
+		if err != nil {
+			n.Fatal(err)
+		}
+		n.programs[r] = p
+	}
+	return n.programs[r]
 }
 
 // worldRules guard this machine and the network behind it.
@@ -138,22 +213,43 @@ func (n *network) open(life time.Duration, number int, holders ...backend.Scope)
 	}
 }
 
-func dialFrom(h *netlab.Host, patience time.Duration) func(network, addr string) (net.Conn, error) {
-	return func(network, addr string) (net.Conn, error) {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		defer cancel()
-		return h.Dial(ctx, network, addr)
-	}
-}
-
-// reaches fails the test unless the host reaches all addresses, or none.
-func (n *network) reaches(from *netlab.Host, want bool, network string, addrs ...string) {
+// reaches fails the test unless the speaker, if there is one, reaches all addresses, or none.
+func (n *network) reaches(from speaker, want bool, network string, addrs ...string) {
 	n.Helper()
+	if from == nil {
+		return
+	}
 	for _, addr := range addrs {
-		if err := reach(dialFrom(from, patienceOf(want)), network, addr); (err == nil) != want {
+		if err := reach(n.Context(), from, want, network, addr); (err == nil) != want {
 			n.Errorf("%s to %s over %s: %v", from.Name(), addr, network, err)
 		}
 	}
+}
+
+// reach says something to an echo server and hears it again. It soon knows that it does
+// not, where that is wanted: TCP over IPv6 looks at a refusal after a second only.
+func reach(ctx context.Context, from speaker, want bool, network, addr string) error {
+	patience := 200 * time.Millisecond
+	if want {
+		patience = 5 * time.Second
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	conn, err := from.Dial(ctx, network, addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return echo(conn)
+}
+
+func echo(conn net.Conn) error {
+	_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
+	if _, err := conn.Write([]byte("x")); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(conn, make([]byte, 1))
+	return err
 }
 
 // link is the scope of who has the clients' Ethernet address at one of our interfaces.

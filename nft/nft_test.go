@@ -3,7 +3,6 @@ package nft
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -19,12 +18,7 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
 
-func TestMain(m *testing.M) {
-	if os.Getenv(programEnv) != "" {
-		os.Exit(program())
-	}
-	netlab.Main(m.Run)
-}
+func TestMain(m *testing.M) { netlab.Main(m.Run) }
 
 func TestContract(t *testing.T) {
 	for name, make := range map[string]func(*testing.T, backend.Observer) *Backend{

@@ -31,7 +31,7 @@ var guardMode = "nft-gateway"
 
 func guardOn(program string, options ...string) *variant {
 	return &variant{name: "guard-on", program: program, config: func(s *server) string {
-		return corefile(s, fmt.Sprintf("%s {\n\t\tmode %s\n\t\tscope any\n\t\tallowedIPs %s/32 192.168.0.0/16\n\t\t%s\n\t}", directive, guardMode, s.upstream(), strings.Join(options, "\n\t\t")))
+		return corefile(s, fmt.Sprintf("%s {\n\t\tmode %s\n\t\tscope any\n\t\tmax_grants 2097152\n\t\tallowedIPs %s/32 192.168.0.0/16\n\t\t%s\n\t}", directive, guardMode, s.upstream(), strings.Join(options, "\n\t\t")))
 	}}
 }
 

@@ -66,6 +66,15 @@ func (l *Lab) cgroup(name string) (*Cgroup, error) {
 // unlike that of all other labs.
 func (c *Cgroup) Path() string { return c.path }
 
+// ID returns its number: the inode of its directory.
+func (c *Cgroup) ID() (uint64, error) {
+	var s unix.Stat_t
+	if err := unix.Stat(c.dir, &s); err != nil {
+		return 0, fmt.Errorf("netlab: cgroup %s: %w", c.path, err)
+	}
+	return s.Ino, nil
+}
+
 // Close kills what runs in the cgroup and below it, and removes it. Another of the same name can
 // then be made, as when a unit is restarted. Closing the lab does it as well.
 func (c *Cgroup) Close() error {

@@ -117,3 +117,29 @@ func TestHostNamesAreUnique(t *testing.T) {
 		t.Error("a second host of the same name was made")
 	}
 }
+
+// What is made here works from here, and leaves nothing that the next lab would trip over.
+func TestHere(t *testing.T) {
+	for range 3 {
+		lab, err := New()
+		must(t, err)
+		here, err := lab.Here()
+		must(t, err)
+		there := newTestHost(t, lab, "there")
+		must(t, lab.Link(here, "out", there, "in"), there.Ether("in", "02:00:00:00:00:05"),
+			here.Addr("out", "192.0.2.1/24"), there.Addr("in", "192.0.2.2/24"), there.Echo(7))
+		conn, err := net.Dial("tcp", "192.0.2.2:7") // by nobody's leave
+		must(t, err)
+		echoes(t, conn)
+		conn.Close()
+		neighbours, err := os.ReadFile("/proc/thread-self/net/arp")
+		must(t, err)
+		if !strings.Contains(string(neighbours), "02:00:00:00:00:05") {
+			t.Errorf("the neighbour is another: %s", neighbours)
+		}
+		must(t, lab.Close())
+		if _, err := net.InterfaceByName("out"); err == nil {
+			t.Error("the link is still there")
+		}
+	}
+}
