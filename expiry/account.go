@@ -1,5 +1,7 @@
 package expiry
 
+import "iter"
+
 // Accounts say what a key counts for, by numbers that the caller has chosen: one for
 // each kind of account. 0 is none.
 type Accounts [kinds]uint32
@@ -96,10 +98,31 @@ func (a *accounts[K]) of(i uint32) (of Accounts) {
 	return of
 }
 
-// enter makes a node that counts for nothing the newest of these accounts.
-func (a *accounts[K]) enter(i uint32, of Accounts) {
+// all yields the nodes of all accounts of that kind, the newest of each first.
+func (a *accounts[K]) all(kind int) iter.Seq[uint32] {
+	return func(yield func(uint32) bool) {
+		for _, i := range a.newest[kind] {
+			for oldest := a.at(i, kind).newer; ; i = a.at(i, kind).older {
+				if !yield(i) {
+					return
+				}
+				if i == oldest {
+					break
+				}
+			}
+		}
+	}
+}
+
+// enter makes a node that counts for nothing the newest of these accounts, or the
+// oldest.
+func (a *accounts[K]) enter(i uint32, of Accounts, old bool) {
 	for kind, account := range of {
-		if account != 0 {
+		switch {
+		case account == 0:
+		case old && a.newest[kind][account] != 0:
+			a.pushOld(i, kind, account)
+		default:
 			a.push(i, kind, account)
 		}
 	}
@@ -144,6 +167,16 @@ func (a *accounts[K]) push(i uint32, kind int, account uint32) {
 		a.at(m.newer, kind).older++
 	}
 	a.newest[kind][account] = i
+}
+
+// pushOld makes a node the oldest of an account that has others.
+func (a *accounts[K]) pushOld(i uint32, kind int, account uint32) {
+	newest := a.newest[kind][account]
+	oldest := a.at(newest, kind).newer
+	m, o := a.at(i, kind), a.at(oldest, kind)
+	m.account, m.older, m.newer = account, o.older+1, oldest
+	o.older = i
+	a.at(newest, kind).newer = i
 }
 
 // remove takes a node out of its account.

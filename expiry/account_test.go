@@ -49,6 +49,20 @@ func TestAccounts(t *testing.T) {
 			t.Set("e", hour, Accounts{10, 1}) // of which nobody knows whether it was for this one
 			t.Adopt("a", hour, Accounts{20, 2})
 		}, "[a b c d e]", "[a b c]"},
+		{"adopted is older than all", func(t *Table[string]) {
+			t.Adopt("e", hour, Accounts{Holder: 1})
+			t.Adopt("f", hour, Accounts{Holder: 1})
+		}, "[f e a b c d]", "[a b c]"},
+		{"restored is as before, and older than what is new", func(t *Table[string]) {
+			t.Set("a", hour, Accounts{10, 1})
+			t.Set("c", hour, Accounts{20, 1})
+			ended := t.Clear()
+			t.Set("e", hour, Accounts{10, 1})
+			for _, e := range ended {
+				t.Restore(e)
+				t.Restore(e)
+			}
+		}, "[b d a c e]", "[b a e]"},
 		{"one of another name, which is due", func(t *Table[string]) { t.Due(after(time.Minute), 1, nil) }, "[a b c]", "[a b c]"},
 		{"all due", func(t *Table[string]) { t.Due(after(2*time.Hour), all, nil) }, "[]", "[]"},
 		{"cleared", func(t *Table[string]) { t.Clear() }, "[]", "[]"},

@@ -32,8 +32,11 @@ type block[K comparable] struct {
 
 const (
 	perBlock  = 1024
-	maxBlocks = 1 << 14 // 16 million nodes
+	maxBlocks = 1 << 14
 )
+
+// Most is how many keys a table has room for: 16 million.
+const Most = (maxBlocks - 1) * perBlock
 
 func (n *nodes[K]) at(i uint32) *node[K] { return &n.blocks[i/perBlock%maxBlocks].nodes[i%perBlock] }
 

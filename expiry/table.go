@@ -142,20 +142,26 @@ func (t *Table[K]) Distrust() { t.trust.Add(1) }
 // is new. It counts for these accounts, and is renewed in them. What has been set for
 // another account before counts for none of that kind any more. Writer only.
 func (t *Table[K]) Set(k K, until time.Time, of Accounts) (added bool) {
-	return t.set(&k, until, t.trust.Load(), of)
+	return t.set(&k, until, t.trust.Load(), of, false)
 }
 
-// Adopt enters what was read back from the kernel and may be out of date by
-// now: the entry is unconfirmed. It changes nothing where there is an entry, and
-// reports whether k is new. Writer only.
+// Restore is Set for what Clear has returned: it renews nothing. A new key becomes the
+// one of its accounts that was renewed least recently. Writer only.
+func (t *Table[K]) Restore(e Ended[K]) (added bool) {
+	return t.set(&e.Key, e.Until, t.trust.Load(), e.Of, true)
+}
+
+// Adopt enters what was read back from the kernel and may be out of date by now: the
+// entry is unconfirmed, and that which was renewed least recently. It changes nothing
+// where there is an entry, and reports whether k is new. Writer only.
 func (t *Table[K]) Adopt(k K, until time.Time, of Accounts) (added bool) {
 	if s, hash := t.shard(&k); t.find(s, hash, &k) != 0 {
 		return false
 	}
-	return t.set(&k, until, 0, of)
+	return t.set(&k, until, 0, of, true)
 }
 
-func (t *Table[K]) set(k *K, until time.Time, trust uint32, of Accounts) (added bool) {
+func (t *Table[K]) set(k *K, until time.Time, trust uint32, of Accounts, old bool) (added bool) {
 	e := newEntry(until.Sub(t.epoch), trust)
 	s, hash := t.shard(k)
 	i := t.find(s, hash, k)
@@ -163,14 +169,16 @@ func (t *Table[K]) set(k *K, until time.Time, trust uint32, of Accounts) (added 
 		s.mu.Lock()
 		t.nodes.at(i).entry = e
 		s.mu.Unlock()
-		t.accounts.renew(i, of)
+		if !old {
+			t.accounts.renew(i, of)
+		}
 		return false
 	}
 	i = t.nodes.take()
 	n := t.nodes.at(i) // which no reader finds yet
 	n.key, n.entry = *k, e
 	t.wheel.push(i, e.dueAt())
-	t.accounts.enter(i, of)
+	t.accounts.enter(i, of, old)
 	s.mu.Lock()
 	t.linkLocked(s, i, hash)
 	s.mu.Unlock()
@@ -220,13 +228,19 @@ func (t *Table[K]) Due(now time.Time, limit int, buf []Ended[K]) []Ended[K] {
 	return buf
 }
 
-// Clear empties the table and returns what was in it. Writer only.
+// Clear empties the table and returns what was in it, of each holder what was renewed
+// most recently first. Writer only.
 func (t *Table[K]) Clear() []Ended[K] {
 	var all []Ended[K]
+	for i := range t.accounts.all(Holder) {
+		all = append(all, t.ended(i))
+	}
 	for i := range t.shards {
 		for _, i := range t.shards[i].index.heads {
 			for ; i != 0; i = t.nodes.at(i).same {
-				all = append(all, t.ended(i))
+				if t.accounts.at(i, Holder).account == 0 {
+					all = append(all, t.ended(i))
+				}
 			}
 		}
 	}

@@ -269,11 +269,14 @@ func (m *model) covers(k int, until time.Duration) bool {
 	return ok && e.trust == m.trust && e.until-Removal >= until
 }
 
-// renew returns e when it has been renewed, or is new, in these accounts.
-func (m *model) renew(e modelEntry, had bool, of Accounts) modelEntry {
+// renew returns e when it has been renewed, or is new, in these accounts, or is new
+// and older than all.
+func (m *model) renew(e modelEntry, had bool, of Accounts, old bool) modelEntry {
 	m.renewed++
 	for kind, account := range of {
-		e.renewed[kind] = m.renewed
+		if e.renewed[kind] = m.renewed; old {
+			e.renewed[kind] = -m.renewed
+		}
 		if !had {
 			e.of[kind] = account
 		} else if e.of[kind] != account {
@@ -322,7 +325,7 @@ func TestTableIsAsItsModel(t *testing.T) {
 				// From before now to some turns of the wheel later, mostly soon.
 				life := time.Duration(random.Int64N(int64(time.Hour)))>>random.IntN(20) - time.Second
 				e, had := m.entries[k]
-				switch random.IntN(24) {
+				switch random.IntN(25) {
 				case 0, 1, 2, 3, 4, 5:
 					until := now + life
 					if !had {
@@ -331,16 +334,27 @@ func TestTableIsAsItsModel(t *testing.T) {
 						until = max(until, e.until) // none gets shorter
 					}
 					e.until, e.trust = kept(until), m.trust
-					m.entries[k] = m.renew(e, had, of)
+					m.entries[k] = m.renew(e, had, of, false)
 					if table.Set(k, after(until), of) == had {
 						t.Fatalf("Set says %v of a key that was there: %v", !had, had)
 					}
 				case 6, 7:
 					if !had {
-						m.entries[k] = m.renew(modelEntry{until: kept(now + life), since: now}, had, of)
+						m.entries[k] = m.renew(modelEntry{until: kept(now + life), since: now}, had, of, true)
 					}
 					if table.Adopt(k, after(now+life), of) == had {
 						t.Fatalf("Adopt says %v of a key that was there: %v", !had, had)
+					}
+				case 18:
+					d := Ended[int]{k, after(kept(max(now+life, e.until))), of}
+					e.until, e.trust = kept(max(now+life, e.until)), m.trust
+					if !had {
+						e.since = now
+						e = m.renew(e, false, of, true)
+					}
+					m.entries[k] = e
+					if table.Restore(d) == had {
+						t.Fatalf("Restore says %v of a key that was there: %v", !had, had)
 					}
 				case 8:
 					delete(m.entries, k)
@@ -355,7 +369,13 @@ func TestTableIsAsItsModel(t *testing.T) {
 				case 10:
 					if random.IntN(200) == 0 {
 						ended := table.Clear()
+						newest := map[uint32]int{}
 						for _, d := range ended {
+							holder, renewed := d.Of[Holder], m.entries[d.Key].renewed[Holder]
+							if last, some := newest[holder]; holder != 0 && some && renewed > last {
+								t.Fatalf("cleared: %v, which is newer than the one before", d)
+							}
+							newest[holder] = renewed
 							m.ends(t, d)
 						}
 						if len(m.entries) > 0 {
@@ -385,7 +405,7 @@ func TestTableIsAsItsModel(t *testing.T) {
 					}
 				case 14, 15:
 					if had {
-						e = m.renew(e, had, of)
+						e = m.renew(e, had, of, false)
 						m.entries[k] = e
 					}
 					table.Touch(k, of)

@@ -103,6 +103,9 @@ func (w *writer) demand(k *backend.Key, of expiry.Accounts, made int) {
 // a plan that wants too much by itself it ends none. What it ends is out of the table
 // then, and due to be removed from the kernel with the next transaction that succeeds.
 func (w *writer) makeRoom() error {
+	if !w.hasRoom(len(w.plan.grants)) {
+		return backend.ErrFull
+	}
 	if !w.crowded() {
 		return nil
 	}
@@ -118,6 +121,9 @@ func (w *writer) makeRoom() error {
 	w.tellEvicted(len(w.due) - before)
 	return err
 }
+
+// hasRoom reports whether the table itself can take n more.
+func (w *writer) hasRoom(n int) bool { return w.live.v4+w.live.v6+n <= expiry.Most }
 
 // crowded reports whether a limit could be near: if all that is wanted were new, and
 // counted for the same.

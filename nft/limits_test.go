@@ -267,6 +267,15 @@ func TestRestoredGrantsCount(t *testing.T) {
 	g.stand(slices.Concat(clientKeys(0, 4), clientKeys(10, 4), clientKeys(24, 4))...)
 	g.give(1, clientKeys(14, 4)...)
 	g.stand(slices.Concat(clientKeys(0, 4), clientKeys(10, 1), clientKeys(14, 4), clientKeys(24, 4))...)
+
+	// Of the client, too, the first to go is the one that was before.
+	g.give(0, clientKeys(40, 7)...)
+	g.give(0, clientKeys(0, 1)...)
+	foreign(t, func(c *nftables.Conn, _ *nftables.Table) { c.FlushRuleset() })
+	backendtest.Eventually(t, "it is noticed", func() bool { return !g.enforcing() || g.count("repaired") > 1 })
+	backendtest.Eventually(t, "all is back", g.enforcing)
+	g.give(0, clientKeys(50, 4)...)
+	g.stand(slices.Concat(clientKeys(0, 1), clientKeys(14, 4), clientKeys(24, 4), clientKeys(40, 7), clientKeys(50, 4))...)
 }
 
 // What does not fit any more when it is put back ends, and the rest is in force.

@@ -142,7 +142,7 @@ func BenchmarkEncode(b *testing.B) {
 				for b.Loop() {
 					p.reset()
 					for _, k := range keys {
-						p.want(k, expiry.Accounts{}, time.Minute)
+						p.want(k, expiry.Accounts{}, time.Minute, false)
 					}
 					p.sort()
 					batch.begin(0)

@@ -87,7 +87,7 @@ func (w *writer) carry(rs ruleset) []expiry.Ended[backend.Key] {
 func (w *writer) carriedOver(grants []expiry.Ended[backend.Key]) {
 	for i := range grants {
 		e := &grants[i]
-		if w.inForce.Set(e.Key, e.Until, e.Of) {
+		if w.inForce.Restore(*e) {
 			w.live.count(&e.Key, 1)
 		}
 	}

@@ -30,6 +30,7 @@ type planned struct {
 	left    time.Duration // of its life, as wanted
 	has     time.Duration // of its life, in the kernel
 	present bool          // in the kernel
+	again   bool          // only restored, not renewed
 	fresh   bool          // new in the table of what is in force; filled only where limits are near
 }
 
@@ -66,13 +67,14 @@ func (p *plan) find(k backend.Key) *planned {
 
 // want plans that k is to last at least so long. What is wanted for two names counts
 // for none.
-func (p *plan) want(k backend.Key, of expiry.Accounts, left time.Duration) {
+func (p *plan) want(k backend.Key, of expiry.Accounts, left time.Duration, again bool) {
 	if g := p.find(k); g != nil {
 		g.left = max(g.left, left)
+		g.again = g.again && again
 		g.of = g.of.And(of)
 		return
 	}
-	p.grants = append(p.grants, planned{key: k, of: of, left: left})
+	p.grants = append(p.grants, planned{key: k, of: of, left: left, again: again})
 	switch n := len(p.grants); {
 	case n > few+1:
 		p.index[k] = n - 1

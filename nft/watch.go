@@ -124,7 +124,7 @@ func (w *writer) holdsGrants() bool {
 
 // putBackGrants lets sweep make all grants anew. Until then none is in force.
 func (w *writer) putBackGrants() {
-	w.restore = append(w.restore, w.inForce.Clear()...)
+	w.restore = append(w.inForce.Clear(), w.restore...)
 	w.due = w.due[:0]
 	w.live = live{}
 }
@@ -169,6 +169,7 @@ func (w *writer) adoptPart(part []element, at time.Time, doubt bool) {
 		case e.left == 0: // without an end, so none of ours: it is to be removed
 			w.due = append(w.due, expiry.Ended[backend.Key]{Key: e.key, Until: at.Add(time.Hour)})
 		case doubt && !w.stands(e.key):
+		case !w.hasRoom(1): // the kernel ends it all the same
 		case w.inForce.Adopt(e.key, at.Add(e.left), w.accounts(&e.key, 0)):
 			w.live.count(&e.key, 1)
 		}

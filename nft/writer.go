@@ -176,10 +176,10 @@ func (w *writer) transact(reqs []*request, careful bool) error {
 				return err
 			}
 			k := g.Key()
-			p.want(k, w.accounts(&k, g.Name), g.Until.Sub(now))
+			p.want(k, w.accounts(&k, g.Name), g.Until.Sub(now), false)
 		}
 		for _, e := range r.again {
-			p.want(e.Key, e.Of, e.Until.Sub(now))
+			p.want(e.Key, e.Of, e.Until.Sub(now), true)
 		}
 	}
 	for i := range p.grants {
@@ -205,7 +205,13 @@ func (w *writer) transact(reqs []*request, careful bool) error {
 		if g.left <= 0 && !g.present {
 			continue // too late to restore
 		}
-		if w.inForce.Set(g.key, now.Add(max(g.left, g.has)), g.of) {
+		until, added := now.Add(max(g.left, g.has)), false
+		if g.again {
+			added = w.inForce.Restore(expiry.Ended[backend.Key]{Key: g.key, Until: until, Of: g.of})
+		} else {
+			added = w.inForce.Set(g.key, until, g.of)
+		}
+		if added {
 			w.live.count(&g.key, 1)
 		}
 	}

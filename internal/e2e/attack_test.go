@@ -121,6 +121,8 @@ var packets = []attack{
 	{name: "segment routing (IPv6)", by: "client", attempt: forges(segmentRoute), end: isLost, free: arrives},
 	{name: "segment routing (IPv6), with the gateway always open", by: "client", options: "allowedGatewayIPs " + gateway6,
 		attempt: forges(segmentRoute), end: isLost, free: arrives},
+	{name: "a resolver that DNS has given, by fragments", attempt: givenSends(hidden), end: isLost, free: arrives},
+	{name: "a resolver that DNS has given, behind options and headers", attempt: givenSends(hiddenBehind), end: isLost, free: arrives},
 	{name: "a tunnel's end at the gateway", by: "client", attempt: forges(tunnels), end: isLost},
 
 	{name: "ICMP errors about a live connection", attempt: relatedErrors, end: isLost, free: arrives},

@@ -318,10 +318,7 @@ func everyProtocol(source, to string) (all []packet) {
 
 // longUDP has enough in it to be cut.
 func longUDP(source, to string) packet {
-	p := newUDP(source, to, 4000, echoPort)
-	b := append(p.payload[:8:8], make([]byte, 32)...)
-	b[5], b[6], b[7] = byte(len(b)), 0, 0
-	return newPacket(source, to, 64, unix.IPPROTO_UDP, b, 6)
+	return newUDP(source, to, 4000, echoPort, make([]byte, 32)...)
 }
 
 // fragments cuts a packet in two, and sends them in some order.
@@ -354,6 +351,42 @@ func atomicFragment(source, to string) []packet {
 		p.payload[3] = 0 // no more of them
 		return []packet{p}
 	})(source, to)
+}
+
+// givenSends sends to an address that is open, but not for the packets in question.
+func givenSends(forge func(source, to string) []packet) func(*attacker) string {
+	return func(a *attacker) string {
+		if a.guarded {
+			if err := a.resolve(a.Host, a.resolver(a.to), a.to, 60); err != nil {
+				return err.Error()
+			}
+		}
+		return sends(forge)(a)
+	}
+}
+
+// hidden are questions to a resolver whose ports do not stand in each fragment, or in
+// none before IPv6's second.
+func hidden(source, to string) (all []packet) {
+	question := newUDP(source, to, 4000, 53, make([]byte, 40)...)
+	all = append(cut(question, 8), cut(newTCP(source, to, 4000, 853, syn), 8)...)
+	if !is4(to) {
+		all = append(all, cut(behindHeaders(question, unix.IPPROTO_DSTOPTS, unix.IPPROTO_DSTOPTS), 16)...)
+	}
+	return all
+}
+
+// hiddenBehind has something in front of the ports.
+func hiddenBehind(source, to string) (all []packet) {
+	for _, p := range []packet{newUDP(source, to, 4000, 53), newTCP(source, to, 4000, 53, syn), newTCP(source, to, 4000, 853, syn)} {
+		if is4(to) {
+			p.options = []byte{1, 1, 1, 1, 7, 7, 4, 0, 0, 0, 0, 0}
+		} else {
+			p = behindHeaders(p, unix.IPPROTO_HOPOPTS, unix.IPPROTO_DSTOPTS)
+		}
+		all = append(all, p)
+	}
+	return all
 }
 
 // withOptions has one of each in front.

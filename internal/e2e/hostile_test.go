@@ -39,6 +39,9 @@ var answers = []attack{
 	{name: "a refusal with an address", attempt: answer("rcode REFUSED", "answer {name} 60 IN {A} {to}"), end: isOther},
 	{name: "the owner in other letters", attempt: answerAs(strings.ToUpper, "answer {name} 60 IN {A} {to}"), end: isGiven},
 
+	{name: "an answer to another question", attempt: answer("question bank.test.", "answer bank.test. 60 IN {A} {to}"), end: "FORMERR"},
+	{name: "another answer before", attempt: spoofed, end: isNothing},
+
 	{name: "aliases in a circle", attempt: answer("answer {name} 60 IN CNAME b.test.", "answer b.test. 60 IN CNAME {name}", "answer b.test. 60 IN {A} {to}"), end: isGiven},
 	{name: "an alias of itself", attempt: answer("answer {name} 60 IN CNAME {name}", "answer {name} 60 IN {A} {to}"), end: isGiven},
 	{name: "many aliases of one name", attempt: answer(slices.Concat(repeat(40, "answer {name} 60 IN CNAME a%d.test."), []string{"answer a39.test. 60 IN {A} {to}"})...), end: "SERVFAIL"},
@@ -152,21 +155,21 @@ type hostileZone struct {
 	made atomic.Int64
 
 	mu    sync.Mutex // guards names
-	names map[string]func(name string, query *dns.Msg) *dns.Msg
+	names map[string]func(name string, query *dns.Msg) []*dns.Msg
 }
 
 // name makes a new name which is answered so.
-func (z *hostileZone) name(answer func(name string, query *dns.Msg) *dns.Msg) string {
+func (z *hostileZone) name(answer func(name string, query *dns.Msg) []*dns.Msg) string {
 	name := fmt.Sprintf("x%d.evil.test.", z.made.Add(1))
 	z.set(name, answer)
 	return name
 }
 
-func (z *hostileZone) set(name string, answer func(name string, query *dns.Msg) *dns.Msg) {
+func (z *hostileZone) set(name string, answer func(name string, query *dns.Msg) []*dns.Msg) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	if z.names == nil {
-		z.names = map[string]func(string, *dns.Msg) *dns.Msg{}
+		z.names = map[string]func(string, *dns.Msg) []*dns.Msg{}
 	}
 	z.names[name] = answer
 }
@@ -181,12 +184,13 @@ func (z *hostileZone) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 		_ = w.WriteMsg(new(dns.Msg).SetRcode(query, dns.RcodeRefused))
 		return
 	}
-	m := answer(name, query)
-	if _, ok := w.RemoteAddr().(*net.UDPAddr); ok && m.Len() > 4096 {
-		m = new(dns.Msg).SetReply(query)
-		m.Truncated = true
+	for _, m := range answer(name, query) {
+		if _, ok := w.RemoteAddr().(*net.UDPAddr); ok && m.Len() > 4096 {
+			m = new(dns.Msg).SetReply(query)
+			m.Truncated = true
+		}
+		_ = w.WriteMsg(m)
 	}
-	_ = w.WriteMsg(m)
 }
 
 // compose makes an answer of lines.
@@ -203,6 +207,9 @@ func (a *attacker) compose(query *dns.Msg, name string, lines []string) *dns.Msg
 			m.Rcode = dns.StringToRcode[text]
 			continue
 		} else if what == "type" {
+			continue
+		} else if what == "question" {
+			m.Question[0].Name = text
 			continue
 		}
 		if kind == "AAAA" {
@@ -225,7 +232,7 @@ func answer(lines ...string) func(*attacker) string {
 
 func answerAs(owner func(name string) string, lines ...string) func(*attacker) string {
 	return func(a *attacker) string {
-		name := a.zone.name(func(name string, query *dns.Msg) *dns.Msg { return a.compose(query, owner(name), lines) })
+		name := a.zone.name(func(name string, query *dns.Msg) []*dns.Msg { return []*dns.Msg{a.compose(query, owner(name), lines)} })
 		m := a.question(name)
 		for _, line := range lines {
 			if kind, ok := strings.CutPrefix(line, "type "); ok {
@@ -234,6 +241,17 @@ func answerAs(owner func(name string) string, lines ...string) func(*attacker) s
 		}
 		return a.told(a.exchange("udp", m))
 	}
+}
+
+// spoofed is answered by somebody who does not know the question's number, and then
+// by the upstream, which has no address.
+func spoofed(a *attacker) string {
+	name := a.zone.name(func(name string, query *dns.Msg) []*dns.Msg {
+		spoof := a.compose(query, name, []string{"answer {name} 60 IN {A} {to}"})
+		spoof.Id++
+		return []*dns.Msg{spoof, new(dns.Msg).SetReply(query)}
+	})
+	return a.told(a.exchange("udp", a.question(name)))
 }
 
 // question asks for the type of the address.
@@ -363,10 +381,10 @@ func many(n int) func(*attacker) string {
 		for i := range n - 1 {
 			lines = append(lines, fmt.Sprintf("answer {name} 60 IN A 198.19.%d.%d", third+i>>8, i&0xff))
 		}
-		name := a.zone.name(func(name string, query *dns.Msg) *dns.Msg {
+		name := a.zone.name(func(name string, query *dns.Msg) []*dns.Msg {
 			m := a.compose(query, name, lines)
 			m.Compress = true
-			return m
+			return []*dns.Msg{m}
 		})
 		m, err := a.exchange("tcp", a.question(name))
 		end := a.told(m, err)
@@ -425,8 +443,8 @@ func rebindsTo(addrs []string, lines ...string) func(*attacker) string {
 func oddBytes(a *attacker) string {
 	const odd = `\000\007\010\027[31m\010\013\127\255\"` + "\x5c\x3b" + `%s{}$.`
 	name := odd + a.zone.name(nil)
-	a.zone.set(strings.ToLower(name), func(name string, query *dns.Msg) *dns.Msg {
-		return a.upon("10.0.0.1").compose(query, query.Question[0].Name, []string{"answer {name} 60 IN A {to}"})
+	a.zone.set(strings.ToLower(name), func(name string, query *dns.Msg) []*dns.Msg {
+		return []*dns.Msg{a.upon("10.0.0.1").compose(query, query.Question[0].Name, []string{"answer {name} 60 IN A {to}"})}
 	})
 	m, err := exchange(a.Host, "udp", a.server(), new(dns.Msg).SetQuestion(name, dns.TypeA).SetEdns0(1232, false))
 	if end := a.upon("10.0.0.1").told(m, err); end != isStripped {
@@ -448,8 +466,8 @@ func wantPrintable(t *testing.T, log string) {
 
 // given is a name that has the address.
 func (a *attacker) given() string {
-	return a.zone.name(func(name string, query *dns.Msg) *dns.Msg {
-		return a.compose(query, name, []string{"answer {name} 60 IN {A} {to}"})
+	return a.zone.name(func(name string, query *dns.Msg) []*dns.Msg {
+		return []*dns.Msg{a.compose(query, name, []string{"answer {name} 60 IN {A} {to}"})}
 	})
 }
 

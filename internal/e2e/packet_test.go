@@ -179,12 +179,15 @@ func (p packet) header() (family int, to unix.Sockaddr, b []byte) {
 	return unix.AF_INET6, &unix.SockaddrInet6{Addr: p.destination.As16()}, b
 }
 
-// newUDP makes a UDP packet.
-func newUDP(source, destination string, from, to uint16) packet {
+// newUDP makes a UDP packet. Without data it says ping.
+func newUDP(source, destination string, from, to uint16, data ...byte) packet {
+	if data == nil {
+		data = []byte("ping")
+	}
 	b := bin.BigEndian.AppendUint16(nil, from)
 	b = bin.BigEndian.AppendUint16(b, to)
-	b = append(b, 0, 12, 0, 0)
-	b = append(b, "ping"...)
+	b = bin.BigEndian.AppendUint16(b, uint16(8+len(data)))
+	b = append(append(b, 0, 0), data...)
 	return newPacket(source, destination, 64, unix.IPPROTO_UDP, b, 6)
 }
 
