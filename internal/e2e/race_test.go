@@ -2,4 +2,7 @@
 
 package e2e
 
-func init() { buildFlags = append(buildFlags, "-race", "-pgo=off") }
+func init() {
+	buildFlags = append(buildFlags, "-race", "-pgo=off")
+	raceDetector = true
+}

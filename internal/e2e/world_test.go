@@ -352,9 +352,10 @@ func (w *world) wantOpen(from sender, network, addr string) {
 }
 
 var (
-	buildFlags []string
-	buildDir   string
-	build      = sync.OnceValues(func() (string, error) {
+	raceDetector bool
+	buildFlags   []string
+	buildDir     string
+	build        = sync.OnceValues(func() (string, error) {
 		var err error
 		if buildDir, err = os.MkdirTemp("", "e2e"); err != nil {
 			return "", err
