@@ -123,6 +123,7 @@ var packets = []attack{
 		attempt: forges(segmentRoute), end: isLost, free: arrives},
 	{name: "a resolver that DNS has given, by fragments", attempt: givenSends(hidden), end: isLost, free: arrives},
 	{name: "a resolver that DNS has given, behind options and headers", attempt: givenSends(hiddenBehind), end: isLost, free: arrives},
+	{name: "a port that DNS has not given", zone: "ports tcp/443", attempt: zoneSends(otherPorts), end: isLost, free: arrives},
 	{name: "a tunnel's end at the gateway", by: "client", attempt: forges(tunnels), end: isLost},
 
 	{name: "ICMP errors about a live connection", attempt: relatedErrors, end: isLost, free: arrives},

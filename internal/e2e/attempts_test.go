@@ -384,6 +384,31 @@ func givenSends(forge func(source, to string) []packet) func(*attacker) string {
 	}
 }
 
+// zoneSends is givenSends for what the attacker's own zone gives.
+func zoneSends(forge func(source, to string) []packet) func(*attacker) string {
+	return func(a *attacker) string {
+		if a.guarded {
+			if m, err := a.exchange("udp", a.question(a.given())); err != nil || len(m.Answer) != 1 {
+				return fmt.Sprintf("no address: %v %v", m, err)
+			}
+		}
+		return sends(forge)(a)
+	}
+}
+
+// otherPorts are others than TCP port 443, some behind something, and what has no ports.
+func otherPorts(source, to string) (all []packet) {
+	all = append(fragments(16)(source, to), newTCP(source, to, 443, 444, syn), newUDP(source, to, 443, 443), newSCTP(source, to), newICMP(source, to))
+	all = append(append(all, cut(newTCP(source, to, 443, 80, syn), 8)...), cut(newUDP(source, to, 443, 443, make([]byte, 40)...), 16)...)
+	p := newTCP(source, to, 443, 80, syn)
+	if is4(to) {
+		p.options = []byte{1, 1, 1, 1}
+		return append(all, p)
+	}
+	all = append(all, behindHeaders(p, unix.IPPROTO_HOPOPTS, unix.IPPROTO_DSTOPTS))
+	return append(all, cut(behindHeaders(p, unix.IPPROTO_DSTOPTS, unix.IPPROTO_DSTOPTS), 16)...)
+}
+
 // hidden are questions to a resolver whose ports do not stand in each fragment, or in
 // none before IPv6's second.
 func hidden(source, to string) (all []packet) {

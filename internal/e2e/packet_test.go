@@ -307,3 +307,17 @@ func (w *world) mac(h *netlab.Host, ifname string) (hw net.HardwareAddr) {
 	}))
 	return hw
 }
+
+// ifindex is the number of a host's interface, which is good for a zone outside of the
+// host's namespace, too.
+func (w *world) ifindex(h *netlab.Host, ifname string) (index int) {
+	w.Helper()
+	w.must(h.Do(func() error {
+		ifi, err := net.InterfaceByName(ifname)
+		if err == nil {
+			index = ifi.Index
+		}
+		return err
+	}))
+	return index
+}

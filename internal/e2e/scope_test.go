@@ -117,6 +117,22 @@ func TestClientScope(t *testing.T) {
 	w.wantShut(w.client, w.behind().addr4(40))
 }
 
+// A client that asks from a link-local address is known by its Ethernet address.
+func TestLinkLocalAsker(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	neighbour, _ := w.moreClients()
+	w.start(corefile("ipdestinationguard nft-gateway"))
+	p := w.behind()
+	w.lookup(w.client, gateway6, p.addr6(1), 60) // the gateway knows it from now on
+	gateway := w.linkLocal(w.guard, "lan0") + "%" + strconv.Itoa(w.ifindex(w.client, "eth0"))
+	for _, addr := range []string{p.addr4(2), p.addr6(2)} {
+		w.lookup(w.client, gateway, addr, 60)
+		w.wantOpen(w.client, "tcp", addr)
+		w.wantShut(neighbour, addr)
+	}
+}
+
 // wantOpenFrom checks one TCP connection from an address.
 func (w *world) wantOpenFrom(from *netlab.Host, source, addr string) {
 	w.Helper()

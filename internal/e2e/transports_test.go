@@ -23,6 +23,8 @@ import (
 	"github.com/miekg/dns"
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
 
 const serverName = "guard.test"
@@ -65,6 +67,44 @@ func writeCertificate(t *testing.T, certFile, keyFile string) *x509.CertPool {
 	return authorities
 }
 
+// everyTransport is a Corefile for all of them.
+func everyTransport(directive, cert, key string) string {
+	blocks := guardedBlock(".", directive, "forward . "+resolver4)
+	for _, keys := range []string{"tls://.", "https://.", "https3://.", "quic://.", "grpc://.:8053"} {
+		blocks += guardedBlock(keys, "", "tls "+cert+" "+key, "forward . "+resolver4)
+	}
+	return blocks
+}
+
+// relay starts another CoreDNS, which asks the guard's over all of them but one, each
+// for a zone. It listens on a port, ":53" if that is empty.
+func (w *world) relay(host *netlab.Host, as netlab.As, port, server4, server6, cert string) {
+	w.Helper()
+	secured := " {\n tls " + cert + "\n tls_servername " + serverName + "\n }"
+	relay := ""
+	for zone, plugin := range map[string]string{
+		"udp": "forward . " + server4 + " {\n prefer_udp\n }",
+		"tcp": "forward . " + server6 + " {\n force_tcp\n }",
+		"dot": "forward . tls://" + server4 + secured,
+		"doh": "forward . https://" + server4 + secured,
+		"doq": "forward . quic://" + server4 + secured,
+		"rpc": "grpc . " + server4 + ":8053" + secured,
+	} {
+		relay += zone + ".test" + port + " {\n errors\n " + plugin + "\n}\n"
+	}
+	path := filepath.Join(w.TempDir(), "Corefile")
+	w.save(path, relay)
+	c := host.Command(binary(w.T), "-conf", path)
+	c.As = as
+	w.must(c.Start())
+	w.Cleanup(func() {
+		if w.Failed() {
+			w.Logf("the other CoreDNS wrote:\n%s", c.Output())
+		}
+	})
+	w.eventually("the other CoreDNS answers", func() bool { return strings.Contains(c.Output(), "CoreDNS-") })
+}
+
 // Whatever carries an answer to the client, it opens the firewall. The client
 // asks through a CoreDNS of its own, which knows all of them but one.
 func TestAnswersOverEveryTransport(t *testing.T) {
@@ -74,34 +114,8 @@ func TestAnswersOverEveryTransport(t *testing.T) {
 	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
 	authorities := writeCertificate(t, cert, key)
 
-	blocks := guardedBlock(".", guardBlock("nft-gateway"), "forward . "+resolver4)
-	for _, keys := range []string{"tls://.", "https://.", "https3://.", "quic://.", "grpc://.:8053"} {
-		blocks += guardedBlock(keys, "", "tls "+cert+" "+key, "forward . "+resolver4)
-	}
-	w.start(blocks)
-
-	secured := " {\n tls " + cert + "\n tls_servername " + serverName + "\n }"
-	relay := ""
-	for zone, plugin := range map[string]string{
-		"udp": "forward . " + gateway4 + " {\n prefer_udp\n }",
-		"tcp": "forward . " + gateway6 + " {\n force_tcp\n }",
-		"dot": "forward . tls://" + gateway4 + secured,
-		"doh": "forward . https://" + gateway4 + secured,
-		"doq": "forward . quic://" + gateway4 + secured,
-		"rpc": "grpc . " + gateway4 + ":8053" + secured,
-	} {
-		relay += zone + ".test {\n errors\n " + plugin + "\n}\n"
-	}
-	path := filepath.Join(dir, "Corefile")
-	w.save(path, relay)
-	c := w.client.Command(binary(t), "-conf", path)
-	w.must(c.Start())
-	w.Cleanup(func() {
-		if w.Failed() {
-			w.Logf("the client's CoreDNS wrote:\n%s", c.Output())
-		}
-	})
-	w.eventually("the client's CoreDNS answers", func() bool { return strings.Contains(c.Output(), "CoreDNS-") })
+	w.start(everyTransport(guardBlock("nft-gateway"), cert, key))
+	w.relay(w.client, netlab.As{}, "", gateway4, gateway6, cert)
 
 	var all []attempt
 	for _, q := range []struct{ addr, name, qtype string }{
@@ -148,4 +162,27 @@ func TestAnswersOverEveryTransport(t *testing.T) {
 		t.Errorf("over HTTP/3: %v", m)
 	}
 	w.want(append(all, attempt{w.behind(), addr, true}))
+}
+
+// Applications are known by whatever they ask over.
+func TestApplicationsOverEveryTransport(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	apps := w.units("a.service", "b.service")
+	dir := t.TempDir()
+	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	writeCertificate(t, cert, key)
+	w.start(everyTransport(guardBlock("nft-local", application), cert, key))
+	w.relay(w.guard, apps[0].As(), ":5353", "127.0.0.1", "::1", cert)
+	for i, zone := range []string{"udp", "tcp", "dot", "doh", "doq", "rpc"} {
+		addr := apps[0].addr4(i)
+		m, err := exchangeAt(apps[1], "udp", "127.0.0.1:5353", new(dns.Msg).SetQuestion(strings.Replace(nameOf(60, addr), "test.", zone+".test.", 1), dns.TypeA), 20*time.Second)
+		w.must(err)
+		if len(m.Answer) != 1 {
+			t.Errorf("%s: %v", zone, m)
+			continue
+		}
+		w.wantOpen(apps[0], "tcp", addr)
+		w.wantShut(apps[1], addr)
+	}
 }
