@@ -1,6 +1,7 @@
 package ipdestinationguard
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"strings"
@@ -138,4 +139,39 @@ func TestMostAddressesOfAnAnswer(t *testing.T) {
 		t.Errorf("answered: %v", c.Msg.Answer)
 	}
 	r.wantGrants("192.0.2.1 for 5m30.5s", "192.0.2.2 for 5m30.5s")
+}
+
+// What an answer has that is open already does not make room for the rest of it.
+func TestAnswerDoesNotMakeRoomForItself(t *testing.T) {
+	r := newRig(t, "ipdestinationguard {\nmode nft-local\nmax_grants 100\nmax_grants_name 4\n}")
+	for _, last := range [][]int{{1, 2, 3, 4}, {1, 5, 6, 7}} {
+		var lines, want []string
+		for _, n := range last {
+			lines = append(lines, fmt.Sprintf("a.test. 300 A 192.0.2.%d", n))
+			want = append(want, fmt.Sprintf("192.0.2.%d for 5m30.5s", n))
+		}
+		c := r.client()
+		if _, err := c.serve(request(t, "a.test. A"), answering(t, strings.Join(lines, "\n"))); err != nil || len(c.Msg.Answer) != 4 {
+			t.Fatalf("%v: %v", err, c.Msg)
+		}
+		r.wantGrants(want...)
+	}
+}
+
+func TestUnitPath(t *testing.T) {
+	for unit, want := range map[string]string{
+		"cron.service":            "/system.slice/cron.service",
+		"cron":                    "/system.slice/cron",
+		"user.slice":              "/user.slice",
+		"user-1000.slice":         "/user.slice/user-1000.slice",
+		"a-b-c.slice":             "/a.slice/a-b.slice/a-b-c.slice",
+		"init.scope":              "/init.scope",
+		"docker-0123.scope":       "/system.slice/docker-0123.scope",
+		"postgresql@15.service":   "/system.slice/system-postgresql.slice/postgresql@15.service",
+		"open-vpn@client.service": `/system.slice/system-open\x2dvpn.slice/open-vpn@client.service`,
+	} {
+		if got := unitPath(unit); got != want {
+			t.Errorf("%s is at %s, want %s", unit, got, want)
+		}
+	}
 }

@@ -36,8 +36,8 @@ func (g *guard) holder(w dns.ResponseWriter, request *dns.Msg, p *policy) (backe
 	}
 	addr := addrOf(w.RemoteAddr())
 	if len(s.forwarders) > 0 && contains(s.forwarders, addr) {
-		if client, ok := clientSubnet(request); ok {
-			addr = client
+		if client, ok := clientSubnet(request); ok && !g.around.Own(client) && !client.IsUnspecified() {
+			addr = client // and never this machine, whose programs ask for themselves
 		}
 	}
 	local := !addr.IsValid() || g.around.Own(addr)

@@ -119,6 +119,25 @@ func (s *settings) warnUpstream(all []destination, warn func(format string, args
 	}
 }
 
+// warnInterfaces tells of interfaces that are not there: what comes in by others is not
+// guarded.
+func (s *settings) warnInterfaces(warn func(format string, args ...any)) {
+	all, err := net.Interfaces()
+	if err != nil {
+		return
+	}
+	var there []string
+	for _, i := range all {
+		there = append(there, i.Name)
+	}
+	for _, name := range s.interfaces {
+		if !slices.Contains(there, name) {
+			warn("%s: interfaces %s: there is no such interface now, and what comes in by others than are named is NOT guarded. There are: %s",
+				s.place, name, strings.Join(there, " "))
+		}
+	}
+}
+
 // capturePort is the port of this CoreDNS that clients' questions can be sent to, as
 // some of the server blocks listen.
 func capturePort(blocks []*dnsserver.Config) (port uint16, err error) {

@@ -124,15 +124,16 @@ func (g *guard) permit(ctx context.Context, scope backend.Scope, name string, ta
 	lease, now := &g.settings.Load().lease, g.now()
 	for i := range targets {
 		if !g.inForce.Covers(targets[i].key, now.Add(lease.Need(targets[i].ttl))) {
-			return g.hold(ctx, name, targets[i:], now)
+			return g.hold(ctx, name, targets, now)
 		}
 	}
 	answersPassed.Inc()
 	return nil
 }
 
-// hold asks for the grants that are missing, that of the first target surely, and
-// waits until they are in force.
+// hold asks for the grants, some of which are missing, and waits until they are in
+// force. Those that are not missing are asked for as well, or they might be what has to
+// make room for the others.
 func (g *guard) hold(ctx context.Context, name string, targets []target, now time.Time) error {
 	if g.removed.Load() {
 		return nil
@@ -140,12 +141,14 @@ func (g *guard) hold(ctx context.Context, name string, targets []target, now tim
 	s := g.settings.Load()
 	hash := maphash.String(g.seed, strings.ToLower(name)) | 1 // never 0, which is none
 	grants := make([]backend.Grant, 0, len(targets))
-	for i, t := range targets {
-		if i == 0 || !g.inForce.Covers(t.key, now.Add(s.lease.Need(t.ttl))) {
-			grant := t.key.Grant(now.Add(s.lease.Life(t.ttl)))
-			grant.Name = hash
-			grants = append(grants, grant)
+	for _, t := range targets {
+		until := s.lease.Life(t.ttl)
+		if g.inForce.Covers(t.key, now.Add(s.lease.Need(t.ttl))) {
+			until = s.lease.Need(t.ttl) // no longer than it is: a renewal would cost
 		}
+		grant := t.key.Grant(now.Add(until))
+		grant.Name = hash
+		grants = append(grants, grant)
 	}
 	err := g.backend.Grant(ctx, grants, s.hold)
 	holdSeconds.Observe(g.now().Sub(now).Seconds())

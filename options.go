@@ -134,10 +134,12 @@ var tableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]*$`)
 
 const maxTableName = 255
 
-func optionNames() []string {
+func optionNames(perBlock bool) []string {
 	var names []string
-	for n := range options {
-		names = append(names, n)
+	for n, o := range options {
+		if o.perBlock || !perBlock {
+			names = append(names, n)
+		}
 	}
 	slices.Sort(names)
 	return names

@@ -17,7 +17,7 @@ func parse(c *caddy.Controller) (*settings, *policy, error) {
 		if read != nil {
 			return nil, nil, c.Errf("%s stands twice in this server block, first at %s", name, read.policy.place)
 		}
-		read = &parser{Controller: c, settings: defaultSettings, policy: defaultPolicy, seen: map[string]bool{}}
+		read = &parser{Controller: c, settings: defaultSettings, policy: defaultPolicy, seen: map[string]int{}}
 		read.settings.place, read.policy.place = here(c), here(c)
 		if err := read.directive(); err != nil {
 			return nil, nil, err
@@ -34,7 +34,9 @@ func parse(c *caddy.Controller) (*settings, *policy, error) {
 	case !read.sets():
 		return nil, &read.policy, nil
 	case read.mode == "":
-		return nil, nil, c.Errf("%s at %s says no mode: one of %s is needed", name, read.policy.place, strings.Join(modes, ", "))
+		option := read.setting()
+		return nil, nil, read.errAt(option, "%s is a setting of the whole guard: say the mode here as well (one of %s), or write it in the server block that says the mode. Without a mode there may be only %s",
+			option, strings.Join(modes, ", "), strings.Join(optionNames(true), ", "))
 	}
 	if err := read.settleScope(); err != nil {
 		return nil, nil, err
@@ -52,25 +54,33 @@ type parser struct {
 	*caddy.Controller
 	settings
 	policy policy
-	seen   map[string]bool // options given
+	seen   map[string]int // options given, and the line of each
 
 	patterns, exceptions []string // of names
 }
 
 // sets reports whether the directive says anything of what all blocks share.
-func (p *parser) sets() bool {
-	for name := range p.seen {
-		if !options[name].perBlock {
-			return true
+func (p *parser) sets() bool { return p.setting() != "" }
+
+// setting is the first option of those that all blocks share.
+func (p *parser) setting() (first string) {
+	for name, line := range p.seen {
+		if !options[name].perBlock && (first == "" || line < p.seen[first]) {
+			first = name
 		}
 	}
-	return false
+	return first
+}
+
+// errAt is an error with the place of an option that has been read.
+func (p *parser) errAt(option, format string, args ...any) error {
+	return fmt.Errorf("%s:%d - Error during parsing: %s", p.File(), p.seen[option], fmt.Sprintf(format, args...))
 }
 
 // directive reads `ipdestinationguard [MODE [ALLOWED...]] [{ options }]`.
 func (p *parser) directive() error {
 	if args := p.RemainingArgs(); len(args) > 0 {
-		p.seen["mode"] = true
+		p.seen["mode"] = p.Line()
 		if err := p.setMode(args[0]); err != nil {
 			return err
 		}
@@ -82,24 +92,34 @@ func (p *parser) directive() error {
 		name := p.Val()
 		option, known := options[name]
 		if !known {
-			return p.Errf("unknown option %q: there are %s", name, strings.Join(optionNames(), ", "))
+			return p.unknown(name)
 		}
-		if p.seen[name] && !option.repeatable {
-			return p.Errf("%s is given twice", name)
+		if first := p.seen[name]; first != 0 && !option.repeatable {
+			return p.Errf("%s is given twice, first in line %d", name, first)
 		}
-		p.seen[name] = true
+		p.seen[name] = p.Line()
 		args := p.RemainingArgs()
 		switch {
 		case len(args) == 0 && !option.bare:
 			return p.Errf("%s needs a value", name)
 		case len(args) > 0 && option.bare:
-			return p.Errf("%s takes no value, not %q", name, strings.Join(args, " "))
+			return p.Errf("%s takes no value, not %q: with the word it is on, without it off", name, strings.Join(args, " "))
 		}
 		if err := option.read(p, args); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// unknown is the error for an option that is none.
+func (p *parser) unknown(name string) error {
+	for _, known := range optionNames(false) {
+		if strings.EqualFold(strings.TrimSuffix(name, "s"), strings.TrimSuffix(known, "s")) {
+			return p.Errf("unknown option %q: did you mean %s?", name, known)
+		}
+	}
+	return p.Errf("unknown option %q: there are %s", name, strings.Join(optionNames(false), ", "))
 }
 
 // only returns the one value of an option.
@@ -138,9 +158,9 @@ func (p *parser) settleScope() error {
 	case p.scope == "":
 		p.scope = scopeAny
 	case p.scope == scopeClient && !p.gateway():
-		return p.Errf("scope client is for the clients of a gateway: in mode %s there are none (leave it out)", p.mode)
+		return p.errAt("scope", "scope client is for the clients of a gateway: in mode %s there are none (leave it out)", p.mode)
 	case p.scope == scopeApplication && !p.local():
-		return p.Errf("scope application is for programs of this machine: in mode %s they are not guarded (write client)", p.mode)
+		return p.errAt("scope", "scope application is for programs of this machine: in mode %s they are not guarded (write client)", p.mode)
 	}
 	return nil
 }
@@ -165,7 +185,7 @@ func (p *parser) settleLimits() error {
 			}
 		}
 		if of != "" && *limit.value > room {
-			return p.Errf("%s %d is more than %s %d leaves room for", limit.option, *limit.value, of, room)
+			return p.errAt(limit.option, "%s %d is more than %s %d leaves room for: lower the one or raise the other", limit.option, *limit.value, of, room)
 		}
 		room, of = *limit.value, limit.option
 	}
@@ -178,12 +198,12 @@ func (p *parser) warn(format string, args ...any) {
 
 // warnUnused tells of lists that the mode has no chain for.
 func (p *parser) warnUnused() {
-	tell := func(text string) {
-		p.policy.warnings = append(p.policy.warnings, p.settings.place+": "+text)
+	tell := func(option, text string) {
+		p.policy.warnings = append(p.policy.warnings, fmt.Sprintf("%s:%d: %s %s", p.File(), p.seen[option], option, text))
 	}
 	unused := func(given bool, option string) {
 		if given {
-			tell(option + " has no effect in mode " + p.mode)
+			tell(option, "has no effect in mode "+p.mode)
 		}
 	}
 	unused(!p.local() && len(p.allowedLocal) > 0, "allowedLocalIPs")
@@ -192,12 +212,12 @@ func (p *parser) warnUnused() {
 	unused(!p.local() && len(p.upstreams) > 0, "upstream")
 	unused(!p.gateway() && p.settings.capture, "capture")
 	if (p.scope == scopeAny || !p.gateway()) && len(p.forwarders) > 0 {
-		tell("trusted_forwarder has no effect: all clients are one")
+		tell("trusted_forwarder", "has no effect: all clients are one")
 	}
 	if p.scope != scopeApplication && !p.shared.empty() {
-		tell("shared_resolver has no effect without scope application")
+		tell("shared_resolver", "has no effect without scope application")
 	}
 	if p.settings.capture && p.gateway() && len(p.interfaces) == 0 {
-		tell("capture without interfaces also takes DNS that comes from outside: name the interfaces of your clients")
+		tell("capture", "without interfaces also takes DNS that comes from outside: name the interfaces of your clients")
 	}
 }

@@ -71,20 +71,45 @@ func (p *parser) user(option, text string) (uint32, error) {
 	return uint32(uid), nil
 }
 
-// unit reads the path of a cgroup; a name alone is that of a unit of the system.
+// unit reads the name of a unit of the system, or the path of a cgroup.
 func (p *parser) unit(option, text string) (backend.Cgroup, error) {
 	if strings.ContainsAny(text, "*?") {
 		return backend.Cgroup{}, p.Errf("%s %q: there are no wildcards; a slice, for example system.slice, stands for all below it", option, text)
 	}
 	at := text
 	if !strings.Contains(at, "/") {
-		at = "system.slice/" + at
+		at = unitPath(at)
 	}
 	unit, err := identity.UnitAt(at)
 	if err != nil {
 		return backend.Cgroup{}, p.Errf("%s: %v", option, err)
 	}
+	if unit.ID == 0 {
+		p.warn("%s %s: there is no cgroup %s now. It counts from when there is one, as when a unit of that name starts (systemctl show -p ControlGroup NAME tells where)", option, text, unit.Path)
+	}
 	return unit, nil
+}
+
+// unitPath is where systemd has a unit of the system if nobody has said otherwise: slices
+// below those whose names theirs begin with, and instances in a slice for their template
+// (systemd.slice(5), systemd.unit(5)).
+func unitPath(unit string) string {
+	if name, slice := strings.CutSuffix(unit, ".slice"); slice {
+		at := ""
+		for i := range len(name) {
+			if name[i] == '-' {
+				at += name[:i] + ".slice/"
+			}
+		}
+		return "/" + at + unit
+	}
+	if unit == "init.scope" {
+		return "/" + unit
+	}
+	if template, _, instance := strings.Cut(unit, "@"); instance {
+		return "/system.slice/system-" + strings.ReplaceAll(template, "-", `\x2d`) + ".slice/" + unit
+	}
+	return "/system.slice/" + unit
 }
 
 // addPorts reads PROTO/PORT and PROTO/PORT-PORT.
@@ -92,8 +117,18 @@ func (p *parser) addPorts(args []string) error {
 	for _, arg := range args {
 		protocol, numbers, ok := strings.Cut(arg, "/")
 		number, known := backend.Protocols[protocol]
-		if !ok || !known {
-			return p.Errf("ports %q: write the protocol first: tcp/%[1]s, or udp, sctp, dccp, udplite", strings.TrimLeft(arg, "/"))
+		_, backwards := backend.Protocols[strings.ToLower(numbers)]
+		switch {
+		case backwards:
+			return p.Errf("ports %q: write %s/%s", arg, strings.ToLower(numbers), protocol)
+		case known && !ok:
+			return p.Errf("ports %q: the port is missing, as in %[1]s/443", arg)
+		case !known && ok:
+			return p.Errf("ports %q: %q is no protocol with ports: there are tcp, udp, sctp, dccp and udplite", arg, protocol)
+		case !known:
+			return p.Errf("ports %q: write the protocol first: tcp/%[1]s or udp/%[1]s", arg)
+		case strings.Contains(numbers, ","):
+			return p.Errf("ports %q: write a blank between several: tcp/443 tcp/8443", arg)
 		}
 		from, to, isRange := strings.Cut(numbers, "-")
 		if !isRange {

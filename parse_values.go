@@ -18,6 +18,8 @@ func (p *parser) duration(option, text string) (time.Duration, error) {
 		return 0, p.Errf("%s %q has no unit: write %ss for seconds", option, text, text)
 	}
 	switch {
+	case err != nil && strings.HasSuffix(text, "d"):
+		return 0, p.Errf("%s %q: days are not known: a day is 24h", option, text)
 	case err != nil:
 		return 0, p.Errf("%s %q is not a duration such as 30s, 5m or 24h", option, text)
 	case d < 0 || d > maxDuration:

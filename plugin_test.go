@@ -109,7 +109,7 @@ func TestRefusal(t *testing.T) {
 			"a.test. 60 A 192.0.2.1", dns.ExtendedErrorCodeOther,
 			"ipdestinationguard: operation not permitted: the process needs CAP_NET_ADMIN"},
 		{"the kernel is full", func(r *rig) { r.kernel.Refuse(backend.ErrFull) },
-			"a.test. 60 A 192.0.2.1", dns.ExtendedErrorCodeOther, "ipdestinationguard: the set of grants is full"},
+			"a.test. 60 A 192.0.2.1", dns.ExtendedErrorCodeOther, "ipdestinationguard: as many addresses are open as may be (max_grants), or more are asked for at once than one may have"},
 		{"the kernel says nothing", func(r *rig) { r.kernel.Stall() },
 			"a.test. 60 A 192.0.2.1", dns.ExtendedErrorCodeNotReady,
 			"ipdestinationguard: the firewall has not confirmed the address in time"},

@@ -201,6 +201,14 @@ func (gen *generation) find() (err error) {
 	} else if gen.programs != "" {
 		return fmt.Errorf("%s: users and units are for programs of this machine: in mode %s they are not guarded", gen.programs, s.mode)
 	}
+	if s.gateway() {
+		s.warnInterfaces(log.Warningf)
+	}
+	if s.scope == scopeApplication && !s.byUser {
+		if _, err := identity.UnitAt("/system.slice"); err != nil {
+			log.Warningf("%s: applications are told apart by their users only: %v", s.place, err)
+		}
+	}
 	if s.capture && s.gateway() {
 		if s.found.capture, err = capturePort(gen.blocks); err != nil {
 			return fmt.Errorf("%s: %w", s.place, err)

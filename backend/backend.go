@@ -209,7 +209,7 @@ var (
 
 	// ErrFull means that there are as many grants as there may be, and none that
 	// could make room: see Rules.
-	ErrFull = errors.New("the set of grants is full")
+	ErrFull = errors.New("as many addresses are open as may be (max_grants), or more are asked for at once than one may have")
 
 	// ErrScope means that the rules know no such holder of grants, or that one
 	// cannot have a grant for an address of that IP version.
