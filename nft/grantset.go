@@ -25,6 +25,7 @@ type kind struct {
 	name, comment string
 	who4, who6    []selector // any of them will do; all have the same keys
 	near          bool       // only packets that were not forwarded before say it
+	wayBack       bool       // only packets that come in where their sender is say it
 }
 
 var kinds = [backend.Holders]kind{
@@ -34,7 +35,7 @@ var kinds = [backend.Holders]kind{
 		who4: []selector{{bySocketOf}}, who6: []selector{{bySocketOf}}},
 	backend.Unit: {name: "-unit", comment: "opened by DNS answers to that cgroup's programs", who4: cgroups, who6: cgroups},
 	backend.Client: {name: "-client", comment: "opened by a DNS answer to that client",
-		who4: []selector{{source4}}, who6: []selector{{source6}}},
+		who4: []selector{{source4}}, who6: []selector{{source6}}, wayBack: true},
 	backend.Link: {name: "-link", comment: "opened by a DNS answer to the client with that Ethernet address at that interface",
 		who4: []selector{{fromIndex, fromEther}}, who6: []selector{{fromIndex, fromEther}}, near: true},
 }
@@ -153,6 +154,9 @@ func (s *grantSet) rules(comment, set string, do func(key selector) ([]match, ve
 	for _, conditions := range s.class.matches() {
 		if s.kind.near {
 			conditions = append(conditions, selector{source(s.ipv4)}.in(forVersion(setOnLink, s.ipv4)))
+		}
+		if s.kind.wayBack {
+			conditions = append(conditions, comesFromWhereItIs)
 		}
 		for _, who := range s.kind.ways(s.ipv4) {
 			key := s.key(who)

@@ -80,6 +80,13 @@ var (
 	notGuarded = match{text: "iifname != @" + setGuarded, exprs: []expr.Any{
 		load(expr.MetaKeyIIFNAME), &expr.Lookup{SourceRegister: register, SetName: setGuarded, Invert: true},
 	}}
+	tcpNoOpening = match{text: "tcp flags != syn / syn,ack", exprs: []expr.Any{
+		load(expr.MetaKeyL4PROTO), is(unix.IPPROTO_TCP),
+		payload(expr.PayloadBaseTransportHeader, 13, 1)(register), mask(0x12), compare(expr.CmpOpNeq, 0x02),
+	}}
+	notTCP = match{text: "meta l4proto != tcp", exprs: []expr.Any{
+		load(expr.MetaKeyL4PROTO), compare(expr.CmpOpNeq, unix.IPPROTO_TCP),
+	}}
 	tcpMidStream = match{text: "tcp flags ! syn", exprs: []expr.Any{
 		load(expr.MetaKeyL4PROTO), is(unix.IPPROTO_TCP),
 		payload(expr.PayloadBaseTransportHeader, 13, 1)(register), mask(0x02), is(0),
@@ -116,6 +123,23 @@ func ctState(names string) match {
 		&expr.Ct{Key: expr.CtKeySTATE, Register: register},
 		mask(binary.NativeEndian.AppendUint32(nil, want)...),
 		compare(expr.CmpOpNeq, 0, 0, 0, 0),
+	}}
+}
+
+// comesFromWhereItIs is the condition that a packet has come in by the interface that its
+// source is routed to: else anybody on another wire could say that it is theirs.
+var comesFromWhereItIs = match{text: "fib saddr . iif oif exists", exprs: []expr.Any{
+	&expr.Fib{Register: register, FlagSADDR: true, FlagIIF: true, ResultOIF: true, FlagPRESENT: true}, is(1),
+}}
+
+// ipOption is the condition that an IPv4 packet has an option (RFC 791, section 3.1).
+func ipOption(name string, number byte) match {
+	const (
+		opIPv4  = 2 // NFT_EXTHDR_OP_IPV4
+		present = 1 // NFT_EXTHDR_F_PRESENT
+	)
+	return match{text: "ip option " + name + " exists", ip: isIPv4, exprs: []expr.Any{
+		&expr.Exthdr{DestRegister: register, Type: number, Len: 1, Flags: present, Op: opIPv4}, is(1),
 	}}
 }
 

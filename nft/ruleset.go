@@ -136,8 +136,14 @@ func (rs *ruleset) addChains(r backend.Rules) {
 // by the rules for them.
 func preamble(live []rule) []rule {
 	return slices.Concat([]rule{{"belongs to no connection", []match{ctState("invalid")}, drop}}, live, []rule{
-		{"live connections go on", []match{liveConnection}, accept},
+		// A SYN may come from somebody else who has the port now: of a connection that was
+		// reset, connection tracking takes it for a part for some seconds.
+		{"live connections go on", []match{ctState("established"), tcpNoOpening}, accept},
+		{"live connections go on", []match{ctState("established"), notTCP}, accept},
+		{"what belongs to them", []match{ctState("related")}, accept},
 		{"loopback", []match{oifLoopback}, accept},
+		{"no route that the sender has laid down", []match{ipOption("lsrr", 131)}, drop},
+		{"no route that the sender has laid down", []match{ipOption("ssrr", 137)}, drop},
 		{"TCP connections older than the guard", []match{selector{ipProtocol}.in(setArming), ctState("new"), tcpMidStream}, accept},
 		// A router lowers the hop limit, so nothing off the link can say 255
 		// (RFC 4861, section 3.1), and 1 never leaves it (RFC 3810, section 5).
