@@ -109,23 +109,8 @@ func (p *parser) addPorts(args []string) error {
 		}
 		p.policy.predicates.Ports = append(p.policy.predicates.Ports, backend.Ports{Protocol: number, First: uint16(first), Last: uint16(last)})
 	}
-	p.policy.predicates.Ports = joined(p.policy.predicates.Ports)
+	p.policy.predicates.Ports = backend.JoinPorts(p.policy.predicates.Ports)
 	return nil
-}
-
-// joined sorts ranges of ports and joins those that overlap or touch.
-func joined(all []backend.Ports) (out []backend.Ports) {
-	slices.SortFunc(all, func(a, b backend.Ports) int {
-		return (int(a.Protocol)-int(b.Protocol))<<16 + int(a.First) - int(b.First)
-	})
-	for _, r := range all {
-		if n := len(out); n > 0 && out[n-1].Protocol == r.Protocol && int(r.First) <= int(out[n-1].Last)+1 {
-			out[n-1].Last = max(out[n-1].Last, r.Last)
-			continue
-		}
-		out = append(out, r)
-	}
-	return out
 }
 
 // addSorted adds what is not there yet.

@@ -1,7 +1,9 @@
 package backend
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -58,6 +60,20 @@ func (p Ports) String() string {
 		return fmt.Sprintf("%s/%d", protocol, p.First)
 	}
 	return fmt.Sprintf("%s/%d-%d", protocol, p.First, p.Last)
+}
+
+// JoinPorts sorts ranges of ports, and joins those that overlap or touch.
+func JoinPorts(all []Ports) (joined []Ports) {
+	for _, p := range slices.SortedFunc(slices.Values(all), func(a, b Ports) int {
+		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.First, b.First))
+	}) {
+		if n := len(joined); n > 0 && joined[n-1].Protocol == p.Protocol && int(p.First) <= int(joined[n-1].Last)+1 {
+			joined[n-1].Last = max(joined[n-1].Last, p.Last)
+		} else {
+			joined = append(joined, p)
+		}
+	}
+	return joined
 }
 
 // Cgroup is a cgroup of version 2.

@@ -1,7 +1,6 @@
 package nft
 
 import (
-	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
@@ -60,7 +59,8 @@ func (c *class) sets() (sets []set) {
 	p := &c.predicates
 	if len(p.Ports) > 0 {
 		ports := set{name: setPorts + c.suffix, comment: c.comment(""), key: toPorts, interval: true}
-		for _, r := range joined(p.Ports) {
+		// The kernel does not take ranges that overlap.
+		for _, r := range backend.JoinPorts(p.Ports) {
 			ports.holds = append(ports.holds, span{protocolPort(r.Protocol, r.First), protocolPort(r.Protocol, r.Last)})
 		}
 		sets = append(sets, ports)
@@ -93,21 +93,6 @@ var toPorts = selector{transport, toPort}
 
 func protocolPort(protocol uint8, port uint16) []byte {
 	return toPorts.join([]byte{protocol}, binary.BigEndian.AppendUint16(nil, port))
-}
-
-// joined joins ranges of ports that overlap or touch: the kernel does not take
-// ranges that overlap.
-func joined(ports []backend.Ports) (all []backend.Ports) {
-	for _, p := range slices.SortedFunc(slices.Values(ports), func(a, b backend.Ports) int {
-		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.First, b.First))
-	}) {
-		if n := len(all); n > 0 && all[n-1].Protocol == p.Protocol && int(p.First) <= int(all[n-1].Last)+1 {
-			all[n-1].Last = max(all[n-1].Last, p.Last)
-		} else {
-			all = append(all, p)
-		}
-	}
-	return all
 }
 
 // matches are the conditions of the predicates: all of those of one list. There is

@@ -52,7 +52,7 @@ func attacksIn(m mode) (all []*attack) {
 	for _, table := range tables {
 		for i := range table {
 			a := &table[i]
-			if (a.by != "self" || m.self) && (a.by != "client" || m.behind) && (a.options == "" || m.self && m.behind) {
+			if (a.by != "self" || m.self) && (a.by != "client" || m.behind) && (a.options+a.zone == "" || m.self && m.behind) {
 				all = append(all, a)
 			}
 		}

@@ -105,6 +105,7 @@ func TestCgroupName(t *testing.T) {
 
 // Where the hierarchy is not mounted, or read-only, a mount of one's own does.
 func TestCgroupMount(t *testing.T) {
+	lacks(t, Users(1)) // in an ordinary user's namespace mounts are locked, and cgroups not to be mounted
 	newTestCgroup(t, newLab(t), "app.service")
 	for _, program := range []string{"hidden cgroups", "read-only cgroups"} {
 		t.Run(program, func(t *testing.T) {
