@@ -116,7 +116,7 @@ var packets = []attack{
 	{name: "IPv6 extension headers", attempt: sends(withHeaders), end: isLost, free: arrives},
 	{name: "routing by the sender (IPv4)", by: "client", attempt: forges(sourceRoute), end: isLost, free: arrives},
 	{name: "routing by the sender (IPv4), with the gateway always open", by: "client", options: "allowedGatewayIPs " + gateway4,
-		attempt: forges(sourceRoute), end: arrives, free: arrives},
+		attempt: forges(sourceRoute), end: isLost, free: arrives},
 	{name: "routing by the sender (IPv6)", by: "client", attempt: forges(routingHeaders), end: isLost},
 	{name: "segment routing (IPv6)", by: "client", attempt: forges(segmentRoute), end: isLost, free: arrives},
 	{name: "segment routing (IPv6), with the gateway always open", by: "client", options: "allowedGatewayIPs " + gateway6,
