@@ -129,7 +129,7 @@ func ctState(names string) match {
 // comesFromWhereItIs is the condition that a packet has come in by the interface that its
 // source is routed to: else anybody on another wire could say that it is theirs.
 var comesFromWhereItIs = match{text: "fib saddr . iif oif exists", exprs: []expr.Any{
-	&expr.Fib{Register: register, FlagSADDR: true, FlagIIF: true, ResultOIF: true, FlagPRESENT: true}, is(1),
+	&expr.Fib{Register: register, FlagSADDR: true, FlagIIF: true, ResultOIF: true, FlagPRESENT: true}, is(binary.NativeEndian.AppendUint32(nil, 1)...),
 }}
 
 // ipOption is the condition that an IPv4 packet has an option (RFC 791, section 3.1).
