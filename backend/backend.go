@@ -122,6 +122,26 @@ func (r *Rules) Know(s Scope) bool {
 	return ok && (local || gateway && !p.Local())
 }
 
+// Account is whose limit the grants of a scope count for: mostly its own. Clients that may
+// be one, under addresses as many as they like, have one together: those on a wire whose
+// Ethernet address is not known, and routed ones with IPv6 addresses of the same 64 bits.
+func (r *Rules) Account(s Scope) Scope {
+	if s.Holder != Client {
+		return s
+	}
+	addr := netip.AddrFrom16(s.ID).Unmap()
+	for _, wire := range r.OnLink {
+		if wire.Contains(addr) {
+			s.ID = wire.Addr().As16()
+			return s
+		}
+	}
+	if !addr.Is4() {
+		clear(s.ID[8:])
+	}
+	return s
+}
+
 // Grantable returns ErrScope, in words, if there cannot be such a grant.
 func (r *Rules) Grantable(g Grant) error {
 	if !r.Know(g.Scope) || !g.CanReach(g.Addr) {

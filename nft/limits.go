@@ -30,7 +30,7 @@ func (w *writer) accounts(k *backend.Key, name uint64) (of expiry.Accounts) {
 	holder := maphash.Comparable(w.seed, struct {
 		backend.Scope
 		ipv4 bool
-	}{k.Scope, k.Is4()})
+	}{w.rules.Account(k.Scope), k.Is4()})
 	of[expiry.Holder] = accountNumber(holder)
 	if name != 0 {
 		of[expiry.Name] = accountNumber(maphash.Comparable(w.seed, [2]uint64{holder, name}))

@@ -20,7 +20,7 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
 )
 
-var client = backend.ClientScope(netip.MustParseAddr("192.168.0.2"))
+var client = backend.ClientScope(netip.MustParseAddr("172.16.0.2"))
 
 // limited are the contract's rules with these limits.
 func limited(set, client, name int) backend.Rules {
@@ -161,7 +161,7 @@ func TestEvictedAreCounted(t *testing.T) {
 // fit at all fails alone, and ends nothing.
 func TestTooManyTogether(t *testing.T) {
 	g, c := openCounted(t, observed, limited(100, 6, 0))
-	other := backend.ClientScope(netip.MustParseAddr("192.168.0.3"))
+	other := backend.ClientScope(netip.MustParseAddr("172.16.0.3"))
 	others := []backend.Key{other.Key(backendtest.Addrs(0, 1)[0])}
 	g.give(0, others...)
 	g.turn.Lock()

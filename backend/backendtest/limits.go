@@ -36,8 +36,8 @@ func limits(set, client, name int) backend.Rules {
 }
 
 var (
-	clientA = backend.ClientScope(netip.MustParseAddr("192.168.0.2"))
-	clientB = backend.ClientScope(netip.MustParseAddr("192.168.0.3"))
+	clientA = backend.ClientScope(netip.MustParseAddr("172.16.0.2"))
+	clientB = backend.ClientScope(netip.MustParseAddr("172.16.0.3"))
 	link    = backend.LinkScope(0, [6]byte{2, 0, 0, 0, 0, 2})
 )
 
@@ -141,7 +141,7 @@ func (c *contract) fullSet() {
 	c.open(limits(6, 0, 0))
 	c.inTurn(clientA, 0, v4(0, 4)...)
 	c.inTurn(clientB, 0, v4(0, 2)...)
-	third := backend.ClientScope(netip.MustParseAddr("192.168.0.4"))
+	third := backend.ClientScope(netip.MustParseAddr("172.16.0.4"))
 	c.full(third, 0, v4(0, 1)...) // it has none that could go
 	c.full(clientB, 0, v4(2, 3)...)
 	c.full(clientB, 0, append(v4(0, 1), v4(2, 2)...)...)

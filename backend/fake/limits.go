@@ -18,14 +18,18 @@ type share struct {
 // A limit is how many grants there may be in a share. To make room, one goes of
 // those whose own share, in the sense of from, is the same as that of the new one.
 type limit struct {
-	of, from func(backend.Key, held) share
+	of, from func(*backend.Rules, backend.Key, held) share
 	most     func(*backend.Rules, backend.Key, held) int // 0 is no limit
 	atOnce   int                                         // how many may go for a new one
 }
 
-func ofName(k backend.Key, h held) share   { return share{k.Scope, k.Is4(), h.name} }
-func ofHolder(k backend.Key, _ held) share { return share{k.Scope, k.Is4(), 0} }
-func ofSet(k backend.Key, _ held) share {
+func ofName(r *backend.Rules, k backend.Key, h held) share {
+	return share{r.Account(k.Scope), k.Is4(), h.name}
+}
+func ofHolder(r *backend.Rules, k backend.Key, _ held) share {
+	return share{r.Account(k.Scope), k.Is4(), 0}
+}
+func ofSet(_ *backend.Rules, k backend.Key, _ held) share {
 	return share{backend.Scope{Holder: k.Holder, Class: k.Class}, k.Is4(), 0}
 }
 
@@ -61,7 +65,7 @@ func (b *Backend) oldLocked(wanted map[backend.Key]held) (old []backend.Key) {
 func (b *Backend) surplusLocked() (surplus []backend.Key) {
 	count := make(map[share]int)
 	for _, k := range slices.Backward(b.oldLocked(nil)) {
-		set := ofSet(k, b.kernel[k])
+		set := ofSet(b.rules, k, b.kernel[k])
 		if count[set]++; b.rules.MaxGrants > 0 && count[set] > b.rules.MaxGrants {
 			surplus = append(surplus, k)
 		}
@@ -79,10 +83,10 @@ func (b *Backend) victimsLocked(order []backend.Key, wanted map[backend.Key]held
 	for _, l := range limits {
 		count, asked := make(map[share]int), make(map[share]int)
 		for k, h := range after {
-			count[l.of(k, h)]++
+			count[l.of(b.rules, k, h)]++
 		}
 		for k, h := range wanted {
-			asked[l.of(k, h)]++
+			asked[l.of(b.rules, k, h)]++
 		}
 		for _, k := range order {
 			h := wanted[k]
@@ -90,19 +94,19 @@ func (b *Backend) victimsLocked(order []backend.Key, wanted map[backend.Key]held
 				continue
 			}
 			most := l.most(b.rules, k, h)
-			if most > 0 && asked[l.of(k, h)] > most {
+			if most > 0 && asked[l.of(b.rules, k, h)] > most {
 				return nil, backend.ErrFull
 			}
-			for i := 0; i < l.atOnce && most > 0 && count[l.of(k, h)] > most; i++ {
+			for i := 0; i < l.atOnce && most > 0 && count[l.of(b.rules, k, h)] > most; i++ {
 				if old == nil {
 					old = b.oldLocked(wanted)
 				}
-				at := slices.IndexFunc(old, func(o backend.Key) bool { return l.from(o, b.kernel[o]) == l.from(k, h) })
+				at := slices.IndexFunc(old, func(o backend.Key) bool { return l.from(b.rules, o, b.kernel[o]) == l.from(b.rules, k, h) })
 				if at < 0 {
 					return nil, backend.ErrFull
 				}
 				victim := old[at]
-				count[l.of(victim, b.kernel[victim])]--
+				count[l.of(b.rules, victim, b.kernel[victim])]--
 				delete(after, victim)
 				old = slices.Delete(old, at, at+1)
 				victims = append(victims, victim)
