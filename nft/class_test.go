@@ -114,6 +114,7 @@ func TestReloadRefusesNobody(t *testing.T) {
 	n.open(time.Hour, 11, inClass(backend.Scope{Holder: backend.Machine}, 1))
 	n.open(time.Hour, 12, inClass(backend.Scope{Holder: backend.Machine}, 2))
 	n.open(time.Hour, 13, backend.UnitScope(u.ID))
+	n.open(time.Hour, 14, backend.Scope{Holder: backend.Machine})
 
 	more := r
 	more.Classes = maps.Clone(r.Classes)
@@ -124,10 +125,17 @@ func TestReloadRefusesNobody(t *testing.T) {
 	lingering := r
 	lingering.Linger, lingering.Interfaces = time.Hour, []string{"lan0"}
 	lingering.Allowed = prefixes(t, "203.0.113.0/24")
+	// What everybody reaches is a resolver now and then, and allowed for it.
+	resolver := r
+	resolver.Upstream = append(upstreams(t, to(14, sinkPort)...), r.Upstream...)
+	resolver.Allowed = allow(14)
+	without := r
+	without.Upstream = nil
+	without.Allowed = allow(1) // which the program reaches in any case
 
 	stop := make(chan struct{})
 	var sending sync.WaitGroup
-	for from, number := range map[speaker]int{n.here: 11, n.as(0, u): 12, n.as(1000, u): 13, n.as(1001): 1} {
+	for from, number := range map[speaker]int{n.here: 11, n.as(0, u): 12, n.as(1000, u): 13, n.as(1001): 1, n.as(1002): 14} {
 		if from == nil {
 			continue
 		}
@@ -155,7 +163,7 @@ func TestReloadRefusesNobody(t *testing.T) {
 		})
 	}
 	for range 20 {
-		for _, next := range []backend.Rules{more, r, lingering} {
+		for _, next := range []backend.Rules{more, r, lingering, resolver, without, resolver} {
 			if err := n.Open(next); err != nil {
 				t.Error(err)
 			}
@@ -163,7 +171,7 @@ func TestReloadRefusesNobody(t *testing.T) {
 	}
 	close(stop)
 	sending.Wait()
-	if g := n.inKernel(); len(g) != 6 {
+	if g := n.inKernel(); len(g) != 8 {
 		t.Errorf("%d grants", len(g))
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -31,17 +32,50 @@ func newUpstreamSets(upstream []netip.AddrPort) (sets []set) {
 	return sets
 }
 
-// upstream opens the resolvers to the program.
-func upstream(to []netip.AddrPort, program backend.Program) (rules []rule) {
-	if len(to) == 0 {
+// resolvers are what only one program may ask.
+type resolvers struct {
+	to   []netip.AddrPort
+	self backend.Program
+}
+
+// rules are about packets to them.
+func (u *resolvers) rules(comment string, v verdict, conditions ...match) (rules []rule) {
+	if len(u.to) == 0 {
 		return nil
 	}
 	for _, ipv4 := range []bool{true, false} {
-		rules = append(rules, rule{"CoreDNS asks upstream", []match{
-			sentBy(program), tcpOrUDP, upstreamKey(ipv4).in(forVersion(setUpstream, ipv4)),
-		}, accept})
+		rules = append(rules, rule{comment, append(conditions[:len(conditions):len(conditions)], upstreamKey(ipv4).in(forVersion(setUpstream, ipv4))), v})
 	}
 	return rules
+}
+
+// open lets the program's packets through.
+func (u *resolvers) open() []rule {
+	return u.rules("CoreDNS asks upstream", accept, sentBy(u.self), tcpOrUDP)
+}
+
+const notCoreDNS = "only CoreDNS asks upstream"
+
+// shut refuses the others' new connections, whatever opens the address.
+func (u *resolvers) shut() []rule { return u.rules(notCoreDNS, rejectProhibited, tcpOrUDP) }
+
+// live sends what may be somebody else's by now to the chain for that.
+func (u *resolvers) live() []rule {
+	return u.rules(notCoreDNS, jump(chainUpstream), liveConnection, ctOriginal)
+}
+
+// chains are the one that looks at packets of live connections. A UDP port that the
+// program has let go of can be bound by any other, which then has its connection, as
+// long as the kernel remembers that. What is open to everybody stays so.
+func (u *resolvers) chains() []chain {
+	if len(u.to) == 0 {
+		return nil
+	}
+	return []chain{{name: chainUpstream, rules: slices.Concat(
+		[]rule{{"nobody else gets into a TCP connection", []match{notUDP}, goBack}, loopback(goBack)},
+		allowed("allowed-local", goBack),
+		[]rule{{"CoreDNS asks upstream", []match{sentBy(u.self)}, accept}, {notCoreDNS, nil, rejectProhibited}},
+	)}}
 }
 
 // sentBy is the condition that the program has sent the packet.

@@ -103,6 +103,12 @@ var (
 	}, set: &literal{key: nftables.TypeInetService, elements: []nftables.SetElement{{Key: []byte{0, 53}}, {Key: []byte{853 >> 8, 853 & 0xff}}}}}
 )
 
+// notUDP is the condition that a packet is of another transport protocol. The other
+// way round nft would call th of a packet udp, wherever it stands in the rule.
+var notUDP = match{text: "meta l4proto != udp", exprs: []expr.Any{
+	load(expr.MetaKeyL4PROTO), compare(expr.CmpOpNeq, unix.IPPROTO_UDP),
+}}
+
 var (
 	liveConnection = ctState("established,related")
 	ctOriginal     = match{text: "ct direction original", exprs: []expr.Any{

@@ -54,9 +54,10 @@ type rule struct {
 // Names in the table. Sets of addresses come once for each IP version: see
 // forVersion. What belongs to a class has the class's suffix.
 const (
-	chainOutput  = "output"
-	chainForward = "forward"
-	chainCapture = "capture"
+	chainOutput   = "output"
+	chainForward  = "forward"
+	chainCapture  = "capture"
+	chainUpstream = "upstream-output"
 
 	setGranted  = "granted"
 	setLinger   = "linger"
@@ -115,8 +116,9 @@ func newRuleset(r backend.Rules) ruleset {
 func (rs *ruleset) addChains(r backend.Rules) {
 	if r.Local {
 		o := opening{chainOutput, rs.grants.opening(r.LocalHolders, true), r.DNSPorts, r.Linger}
-		rs.chains = append(append(rs.chains, o.chains()...), chain{chainOutput, &outputBase, slices.Concat(
-			preamble(o.live()), dhcpClient(), allowed("allowed-local"), upstream(r.Upstream, r.Self), o.rules(), refuse())})
+		u := resolvers{r.Upstream, r.Self}
+		rs.chains = append(slices.Concat(rs.chains, u.chains(), o.chains()), chain{chainOutput, &outputBase, slices.Concat(
+			preamble(u.live(), o.live()), dhcpClient(), allowed("allowed-local", accept), u.open(), u.shut(), o.rules(), refuse())})
 	}
 	if r.Gateway {
 		var unguarded []rule
@@ -125,7 +127,7 @@ func (rs *ruleset) addChains(r backend.Rules) {
 		}
 		o := opening{chainForward, rs.grants.opening(r.GatewayHolders, false), r.DNSPorts, r.Linger}
 		rs.chains = append(append(rs.chains, o.chains()...), chain{chainForward, &forwardBase, slices.Concat(
-			unguarded, preamble(o.live()), allowed("allowed-gateway"), o.rules(), refuse())})
+			unguarded, preamble(o.live()), allowed("allowed-gateway", accept), (&resolvers{to: r.Upstream}).shut(), o.rules(), refuse())})
 		if r.Capture != 0 {
 			rs.chains = append(rs.chains, newCapture(r))
 		}
@@ -134,14 +136,14 @@ func (rs *ruleset) addChains(r backend.Rules) {
 
 // preamble is what every guarded chain begins with. Packets of live connections go
 // by the rules for them.
-func preamble(live []rule) []rule {
-	return slices.Concat([]rule{{"belongs to no connection", []match{ctState("invalid")}, drop}}, live, []rule{
+func preamble(live ...[]rule) []rule {
+	return slices.Concat([]rule{{"belongs to no connection", []match{ctState("invalid")}, drop}}, slices.Concat(live...), []rule{
 		// A SYN may come from somebody else who has the port now: of a connection that was
 		// reset, connection tracking takes it for a part for some seconds.
 		{"live connections go on", []match{ctState("established"), tcpNoOpening}, accept},
 		{"live connections go on", []match{ctState("established"), notTCP}, accept},
 		{"what belongs to them", []match{ctState("related")}, accept},
-		{"loopback", []match{oifLoopback}, accept},
+		loopback(accept),
 		{"no route that the sender has laid down", []match{ipOption("lsrr", 131)}, drop},
 		{"no route that the sender has laid down", []match{ipOption("ssrr", 137)}, drop},
 		{"TCP connections older than the guard", []match{selector{ipProtocol}.in(setArming), ctState("new"), tcpMidStream}, accept},
@@ -153,6 +155,8 @@ func preamble(live []rule) []rule {
 			"mld-listener-query", "mld-listener-report", "mld-listener-done", "mld2-listener-report")}, accept},
 	})
 }
+
+func loopback(v verdict) rule { return rule{"loopback", []match{oifLoopback}, v} }
 
 // dhcpClient opens what a DHCP client of this machine sends. DHCPv4 renews
 // straight with its server, wherever that is (RFC 2131, section 4.4.5); DHCPv6
@@ -166,15 +170,15 @@ func dhcpClient() []rule {
 	}
 }
 
-// allowed lets through what goes to addresses that the Corefile names.
-func allowed(chainsOwn string) []rule {
+// allowed is what becomes of packets to addresses that the Corefile names.
+func allowed(chainsOwn string, v verdict) []rule {
 	var rules []rule
 	for _, s := range []struct{ name, comment string }{
 		{"allowed", "allowedIPs"},
 		{chainsOwn, "allowed on this chain"},
 	} {
 		for _, ipv4 := range []bool{true, false} {
-			rules = append(rules, rule{s.comment, []match{selector{destination(ipv4)}.in(forVersion(s.name, ipv4))}, accept})
+			rules = append(rules, rule{s.comment, []match{selector{destination(ipv4)}.in(forVersion(s.name, ipv4))}, v})
 		}
 	}
 	return rules

@@ -22,8 +22,8 @@ func (w *writer) check(r backend.Rules) error {
 	return err
 }
 
-// open puts rules in force. Where others are in force already, it goes by a
-// bridge: first the old rules with all that either list allows, then the new
+// open puts rules in force. Where others are in force already, it goes by
+// bridges: first the old rules with all that either list allows, then the new
 // ones. In one transaction the kernel (6.18) shows new rules, and each set's new
 // ranges, at moments of their own, and in between would refuse what is allowed
 // before and after.
@@ -35,9 +35,11 @@ func (w *writer) open(r backend.Rules) error {
 		return w.arm(r)
 	}
 	old := w.rules
-	err := w.arm(bridge(old, r))
-	if err == nil {
-		err = w.arm(r)
+	var err error
+	for _, next := range append(bridges(old, r), r) {
+		if err = w.arm(next); err != nil {
+			break
+		}
 	}
 	if err != nil {
 		w.rules = old
@@ -46,24 +48,27 @@ func (w *writer) open(r backend.Rules) error {
 	return err
 }
 
-// bridge are the old rules with all that the lists of either name.
-func bridge(old, r backend.Rules) backend.Rules {
+// bridges are the old rules with all that the lists of either name. Resolvers are the
+// last to come: they are shut to others, unless those may reach them as allowed, and
+// that has to be seen first.
+func bridges(old, r backend.Rules) (all []backend.Rules) {
 	b := old
 	b.Allowed = slices.Concat(old.Allowed, r.Allowed)
 	b.AllowedLocal = slices.Concat(old.AllowedLocal, r.AllowedLocal)
 	b.AllowedGateway = slices.Concat(old.AllowedGateway, r.AllowedGateway)
 	b.OnLink = slices.Concat(old.OnLink, r.OnLink)
-	b.Upstream = slices.Concat(old.Upstream, r.Upstream)
-	if len(old.Upstream) == 0 {
-		b.Self = r.Self
-	}
 	b.Classes = make(map[backend.Class]backend.Predicates)
 	maps.Copy(b.Classes, r.Classes)
 	for n, p := range old.Classes {
 		p.Units = slices.Concat(p.Units, r.Classes[n].Units) // the cgroups they had, and those they have
 		b.Classes[n] = p
 	}
-	return b
+	all = append(all, b)
+	if len(r.Upstream) > 0 && !slices.Equal(old.Upstream, r.Upstream) && (len(old.Upstream) == 0 || old.Self == r.Self) {
+		b.Upstream, b.Self = slices.Concat(old.Upstream, r.Upstream), r.Self
+		all = append(all, b)
+	}
+	return all
 }
 
 // arm puts rules in force in one transaction, and again until it is certain that
