@@ -1,6 +1,7 @@
 package ipdestinationguard
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -22,14 +23,14 @@ type askers interface {
 
 	// Unit returns the cgroup of the systemd unit or container that a cgroup is
 	// part of; at level 0 if it is of none.
-	Unit(cgroup uint64) (backend.Cgroup, error)
+	Unit(ctx context.Context, cgroup uint64) (backend.Cgroup, error)
 
 	Close()
 }
 
 // application is the scope of the program of this machine that a query came from. It
 // is looked for when the answer is there: whom it finds is who will get that.
-func (g *guard) application(s *settings, w dns.ResponseWriter) (backend.Scope, error) {
+func (g *guard) application(ctx context.Context, s *settings, w dns.ResponseWriter) (backend.Scope, error) {
 	remote := w.RemoteAddr()
 	if remote == nil {
 		return backend.Scope{}, errors.New("who asks cannot be found: it has no address")
@@ -40,7 +41,7 @@ func (g *guard) application(s *settings, w dns.ResponseWriter) (backend.Scope, e
 	}
 	var unit backend.Cgroup
 	if !s.byUser {
-		unit, err = g.askers.Unit(asker.Cgroup)
+		unit, err = g.askers.Unit(ctx, asker.Cgroup)
 		if err != nil && !errors.Is(err, identity.ErrUnsupported) {
 			return backend.Scope{}, fmt.Errorf("who asks cannot be found: %w", err)
 		}

@@ -1,6 +1,7 @@
 package ipdestinationguard
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
@@ -18,15 +19,15 @@ var nobody = backend.Scope{Holder: backend.Holders}
 var errPrograms = errors.New("the names of this server block are for programs of the machine itself (users, units)")
 
 // scope is whose grants the answer to a question makes. The guard is armed.
-func (g *guard) scope(w dns.ResponseWriter, request *dns.Msg, p *policy) (backend.Scope, error) {
-	scope, err := g.holder(w, request, p)
+func (g *guard) scope(ctx context.Context, w dns.ResponseWriter, request *dns.Msg, p *policy) (backend.Scope, error) {
+	scope, err := g.holder(ctx, w, request, p)
 	scope.Class = p.class
 	return scope, err
 }
 
 // holder is who asks. What a gateway asks for itself is kept, for a reload that
 // guards it as well.
-func (g *guard) holder(w dns.ResponseWriter, request *dns.Msg, p *policy) (backend.Scope, error) {
+func (g *guard) holder(ctx context.Context, w dns.ResponseWriter, request *dns.Msg, p *policy) (backend.Scope, error) {
 	s, programs := g.settings.Load(), p.predicates.Local()
 	switch {
 	case s.scope == scopeAny && s.gateway() && !programs, g.closed.Load():
@@ -43,7 +44,7 @@ func (g *guard) holder(w dns.ResponseWriter, request *dns.Msg, p *policy) (backe
 	local := !addr.IsValid() || g.around.Own(addr)
 	switch {
 	case local && s.scope == scopeApplication:
-		return g.application(s, w)
+		return g.application(ctx, s, w)
 	case local && s.scope == scopeAny:
 		return backend.Scope{}, nil
 	case local:

@@ -108,7 +108,7 @@ func TestScope(t *testing.T) {
 				})
 			}
 			got := ""
-			scope, err := r.guard.scope(ends{remote: tt.from}, m, r.policy)
+			scope, err := r.guard.scope(t.Context(), ends{remote: tt.from}, m, r.policy)
 			switch {
 			case err != nil:
 				got = err.Error()

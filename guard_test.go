@@ -62,7 +62,7 @@ func (l programList) Find(_ string, client, _ netip.AddrPort) (identity.Asker, e
 	return identity.Asker{}, identity.ErrGone
 }
 
-func (l programList) Unit(cgroup uint64) (backend.Cgroup, error) {
+func (l programList) Unit(_ context.Context, cgroup uint64) (backend.Cgroup, error) {
 	for _, p := range l {
 		if p.Cgroup == cgroup && p.unit != "" {
 			return backend.Cgroup{Path: p.unit, ID: cgroup, Level: len(strings.FieldsFunc(p.unit, func(r rune) bool { return r == '/' }))}, nil

@@ -70,7 +70,7 @@ func (q *query) permitted(m *dns.Msg) (*dns.Msg, error) {
 	if err := g.await(q.Context); err != nil {
 		return nil, err
 	}
-	scope, err := g.scope(q, q.request, q.handler.policy)
+	scope, err := g.scope(q.Context, q, q.request, q.handler.policy)
 	if err != nil {
 		return nil, err
 	}

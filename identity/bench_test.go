@@ -148,7 +148,7 @@ func BenchmarkUnit(b *testing.B) {
 	b.Run("known", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := a.Unit(id); err != nil {
+			if _, err := a.Unit(b.Context(), id); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -160,8 +160,9 @@ func BenchmarkUnit(b *testing.B) {
 		}
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
-				a.units.finder = finder{now: time.Now, byHandle: byHandle}
-				if _, err := a.units.find(&c.mount, id, time.Now()); err != nil {
+				a.units.finder.init(time.Now)
+				a.units.finder.byHandle.Store(byHandle)
+				if _, err := a.units.find(b.Context(), &c.mount, id, time.Now()); err != nil {
 					b.Fatal(err)
 				}
 			}

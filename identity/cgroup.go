@@ -57,15 +57,20 @@ func unescape(s string) string {
 // id returns the id of the cgroup at a path: its directory's inode, on 64 bits. (A
 // 32-bit kernel's inodes hold a part of it, and nothing is found there.)
 func (m *mount) id(cgroup string) (uint64, error) {
+	st, err := m.stat(cgroup)
+	return st.Ino, err
+}
+
+func (m *mount) stat(cgroup string) (unix.Stat_t, error) {
 	var st unix.Stat_t
 	err := unix.Lstat(m.point+cgroup, &st)
-	switch {
-	case err != nil:
-		return 0, &os.PathError{Op: "stat", Path: m.point + cgroup, Err: err}
-	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
-		return 0, &os.PathError{Op: "stat", Path: m.point + cgroup, Err: unix.ENOTDIR}
+	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		err = unix.ENOTDIR
 	}
-	return st.Ino, nil
+	if err != nil {
+		return unix.Stat_t{}, &os.PathError{Op: "stat", Path: m.point + cgroup, Err: err}
+	}
+	return st, nil
 }
 
 // relative turns what people write into a path below the mount.

@@ -1,100 +1,71 @@
 package identity
 
 import (
+	"cmp"
+	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
-	"io/fs"
 	"os"
-	"path"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// A finder turns ids of cgroups into paths, for one goroutine at a time.
+// A finder turns ids of cgroups into paths.
 type finder struct {
 	now      func() time.Time
-	byHandle bool
+	byHandle atomic.Bool
 
-	// Of the last walk.
-	paths map[uint64]string
-	began time.Time
-	ended time.Time
-	err   error // why it may have passed over some
+	// Or else by walks.
+	most         bounds
+	trunk, parts walks
 }
 
-// maxWalk bounds the cgroups that a walk looks at.
-const maxWalk = 1 << 16
+func (f *finder) init(now func() time.Time) {
+	f.now = now
+	f.byHandle.Store(mayOpenByHandle())
+	f.most = mostWalked
+	f.trunk.init()
+	f.parts.init()
+}
 
 // path returns where the cgroup is, or was a moment ago.
-func (f *finder) path(m *mount, cgroup uint64, arrived time.Time) (string, error) {
-	if f.byHandle {
+func (f *finder) path(ctx context.Context, m *mount, cgroup uint64, arrived time.Time) (string, error) {
+	if f.byHandle.Load() {
 		p, err := pathByHandle(m, cgroup)
 		if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
 			return p, err
 		}
-		f.byHandle = false
+		f.byHandle.Store(false)
 	}
-	if p, ok := f.paths[cgroup]; ok {
+	if p, ok := f.parts.last.Load().paths[cgroup]; ok {
 		return p, nil
 	}
-	if !f.began.After(arrived) {
-		// So that who makes up cgroups takes a fifth of a core at most.
-		rest := min(4*f.ended.Sub(f.began), 200*time.Millisecond)
-		time.Sleep(rest - f.now().Sub(f.ended))
-		f.walk(m)
+	trunk, err := f.trunk.settle(ctx, f.now, cgroup, arrived, func() *walked {
+		return walkTrunk(m, f.now(), f.most)
+	})
+	if err != nil {
+		return "", err
 	}
-	if p, ok := f.paths[cgroup]; ok {
+	if p, ok := trunk.paths[cgroup]; ok {
 		return p, nil
 	}
-	if f.err != nil {
-		return "", f.err
+	parts, err := f.parts.settle(ctx, f.now, cgroup, arrived, func() *walked {
+		return walkParts(m, f.trunk.last.Load(), f.most)
+	})
+	if err != nil {
+		return "", err
+	}
+	if p, ok := parts.paths[cgroup]; ok {
+		return p, nil
+	}
+	if err := cmp.Or(trunk.err, parts.err); err != nil {
+		return "", err
 	}
 	return "", ErrGone
-}
-
-// walk reads the ids of all cgroups.
-func (f *finder) walk(m *mount) {
-	f.began = f.now()
-	defer func() { f.ended = f.now() }()
-	f.paths = make(map[uint64]string)
-	f.err = nil
-	id, err := m.id("/")
-	if err != nil {
-		f.err = err
-		return
-	}
-	f.paths[id] = "/"
-	for next := []string{"/"}; len(next) > 0; {
-		parent := next[len(next)-1]
-		next = next[:len(next)-1]
-		entries, err := os.ReadDir(m.point + parent)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			f.err = err
-		}
-		for _, e := range entries {
-			if !e.IsDir() {
-				continue
-			}
-			child := path.Join(parent, e.Name())
-			id, err := m.id(child)
-			if err != nil {
-				if !errors.Is(err, fs.ErrNotExist) { // else it was removed meanwhile
-					f.err = err
-				}
-				continue
-			}
-			if len(f.paths) >= maxWalk {
-				f.err = fmt.Errorf("more than %d cgroups", maxWalk)
-				return
-			}
-			f.paths[id] = child
-			next = append(next, child)
-		}
-	}
 }
 
 // fileidKernfs is the type of a file handle that is an id of kernfs (FILEID_KERNFS).

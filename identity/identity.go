@@ -18,6 +18,9 @@ var (
 	ErrGone = errors.New("gone")
 	// ErrUnsupported means that the kernel, or how it is set up, cannot tell.
 	ErrUnsupported = errors.New("not supported here")
+	// ErrLate means that a cgroup was not found in time, because many are searched.
+	// Nothing may be granted; another try may find it.
+	ErrLate = errors.New("the search took too long")
 	// ErrFull means that there are more addresses than are kept. Those above are
 	// not known to Own; Find asks the kernel for them each second.
 	ErrFull = errors.New("too many addresses")

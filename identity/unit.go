@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -26,14 +27,18 @@ import (
 // a container) may call cgroups below as they like, and make as many. The path above
 // the delegated part is beyond them.
 //
-// With CAP_DAC_READ_SEARCH it takes some 10 us (open_by_handle_at); without, the first
-// time and for each cgroup that is new, all are walked, some 20 us for each there is,
-// in a fifth of a core at most. What was found is kept (then it takes some 0.15 us),
-// and looked after once a second. The error is [ErrGone] if the cgroup was removed or
-// is not to be seen from here (from another cgroup namespace), and [ErrUnsupported]
-// where cgroup2 is not mounted.
-func (a *Askers) Unit(cgroup uint64) (backend.Cgroup, error) {
-	u, err := a.unit(cgroup)
+// With CAP_DAC_READ_SEARCH it takes some 10 us (open_by_handle_at). Without, the first
+// time and for each cgroup that is new, the tree is walked: at first where root alone
+// makes cgroups, down to the services and to what belongs to others; and what is in
+// these only for whom is not found yet, within bounds for each, so that nobody can hide
+// others by making many. What was found is kept (then it takes some 0.15 us), and looked
+// after once a second. Why something is not found is kept for a second as well.
+//
+// The error is [ErrGone] if the cgroup was removed or is not to be seen from here (from
+// another cgroup namespace), [ErrUnsupported] where cgroup2 is not mounted, [ErrLate] if
+// the search took too long, and what ended ctx if that did.
+func (a *Askers) Unit(ctx context.Context, cgroup uint64) (backend.Cgroup, error) {
+	u, err := a.unit(ctx, cgroup)
 	if err != nil {
 		return backend.Cgroup{}, fmt.Errorf("unit of cgroup %d: %w", cgroup, err)
 	}
@@ -51,7 +56,7 @@ func levelOf(path string) int {
 func unitPath(cgroup string) string {
 	unit, named := cgroup, false
 	for p := cgroup; p != "/"; p = path.Dir(p) {
-		if strings.HasSuffix(p, ".service") || strings.HasSuffix(p, ".scope") {
+		if isUnit(p) {
 			unit = p
 			break
 		}
@@ -65,17 +70,21 @@ func unitPath(cgroup string) string {
 	return unit
 }
 
+func isUnit(path string) bool {
+	return strings.HasSuffix(path, ".service") || strings.HasSuffix(path, ".scope")
+}
+
 type unit struct {
-	backend.Cgroup           // without a path: it is gone
-	checked        time.Time // that the unit is still there
+	backend.Cgroup
+	err     error     // why it was not found
+	checked time.Time // that this is still so
 }
 
 // knownUnits remembers the units of cgroups. An id is never used again while the kernel
 // runs: kernfs counts on, 64 bits wide (kernfs_new_node, idr_alloc_cyclic).
 type knownUnits struct {
-	now     func() time.Time
-	finding sync.Mutex // held while a unit is searched, so before mu
-	finder  finder
+	now    func() time.Time
+	finder finder
 
 	mu    sync.RWMutex // guards known
 	known map[uint64]unit
@@ -84,12 +93,13 @@ type knownUnits struct {
 const (
 	maxUnits   = 1 << 14
 	checkEvery = time.Second
+	findWithin = 2 * time.Second // clients ask again after five
 )
 
 func (u *knownUnits) init(now func() time.Time) {
-	u.now, u.finder.now = now, now
+	u.now = now
 	u.known = make(map[uint64]unit)
-	u.finder.byHandle = mayOpenByHandle()
+	u.finder.init(now)
 }
 
 func (u *knownUnits) get(cgroup uint64) (unit, bool) {
@@ -111,57 +121,52 @@ func (u *knownUnits) set(cgroup uint64, found unit) {
 	u.known[cgroup] = found
 }
 
-func (a *Askers) unit(cgroup uint64) (unit, error) {
+func (a *Askers) unit(ctx context.Context, cgroup uint64) (unit, error) {
 	m, err := a.mount()
 	if err != nil {
 		return unit{}, err
 	}
 	u := &a.units
 	arrived := u.now()
-	if found, ok := u.get(cgroup); ok {
+	found, ok := u.get(cgroup)
+	fresh := arrived.Sub(found.checked) < checkEvery
+	switch {
+	case ok && (fresh || errors.Is(found.err, ErrGone)):
+		return found, found.err
+	case ok && found.err == nil:
 		return u.check(&m, cgroup, found)
 	}
-	u.finding.Lock()
-	defer u.finding.Unlock()
-	if found, ok := u.get(cgroup); ok {
-		return u.check(&m, cgroup, found)
-	}
-	found, err := u.find(&m, cgroup, arrived)
-	if err == nil || errors.Is(err, ErrGone) {
+	ctx, cancel := context.WithTimeoutCause(ctx, findWithin, ErrLate)
+	defer cancel()
+	found, err = u.find(ctx, &m, cgroup, arrived)
+	if err == nil || ctx.Err() == nil {
+		found.err, found.checked = err, u.now()
 		u.set(cgroup, found)
 	}
 	return found, err
 }
 
-// check looks now and then whether a unit is still there.
+// check looks whether a unit is still there.
 func (u *knownUnits) check(m *mount, cgroup uint64, found unit) (unit, error) {
-	if found.Path == "" {
-		return unit{}, ErrGone
-	}
-	now := u.now()
-	if now.Sub(found.checked) < checkEvery {
-		return found, nil
-	}
 	id, err := m.id(found.Path)
 	switch {
 	case err == nil && id == found.ID:
-		found.checked = now
+		found.checked = u.now()
 	case err == nil || errors.Is(err, fs.ErrNotExist):
-		found, err = unit{}, ErrGone // and so is the cgroup, as only what is empty can be removed
+		found = unit{err: ErrGone} // and so is the cgroup, as only what is empty can be removed
 	default:
 		return unit{}, err
 	}
 	u.set(cgroup, found)
-	return found, err
+	return found, found.err
 }
 
 // find searches a cgroup's unit.
-func (u *knownUnits) find(m *mount, cgroup uint64, arrived time.Time) (unit, error) {
-	p, err := u.finder.path(m, cgroup, arrived)
+func (u *knownUnits) find(ctx context.Context, m *mount, cgroup uint64, arrived time.Time) (found unit, err error) {
+	p, err := u.finder.path(ctx, m, cgroup, arrived)
 	if err != nil {
 		return unit{}, err
 	}
-	found := unit{checked: u.now()}
 	found.Path = unitPath(p)
 	found.Level = levelOf(found.Path)
 	if found.ID, err = m.id(found.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {

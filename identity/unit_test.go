@@ -47,15 +47,15 @@ func ways(t *testing.T, test func(t *testing.T, a *Askers, c *cgroups)) {
 		t.Run(map[bool]string{true: "by handle", false: "by a walk"}[byHandle], func(t *testing.T) {
 			c := newCgroups(t)
 			a := newAskers(t, newHost(t))
-			if byHandle && !a.units.finder.byHandle {
+			if byHandle && !a.units.finder.byHandle.Load() {
 				cannot(t, "CAP_DAC_READ_SEARCH is missing")
 			}
 			if _, err := pathByHandle(&c.mount, 1); byHandle && errors.Is(err, unix.EPERM) {
 				cannot(t, "the kernel opens by handle for root of the machine only")
 			}
-			a.units.finder.byHandle = byHandle
+			a.units.finder.byHandle.Store(byHandle)
 			test(t, a, c)
-			if a.units.finder.byHandle != byHandle {
+			if a.units.finder.byHandle.Load() != byHandle {
 				t.Error("the kernel has refused to open by handle")
 			}
 		})
@@ -66,7 +66,7 @@ func (c *cgroups) isUnit(a *Askers, cgroup uint64, path string, id uint64) {
 	c.t.Helper()
 	path = c.top + path
 	want := backend.Cgroup{Path: path, ID: id, Level: strings.Count(path, "/")}
-	if got, err := a.Unit(cgroup); err != nil || got != want {
+	if got, err := a.Unit(c.t.Context(), cgroup); err != nil || got != want {
 		c.t.Errorf("unit of %d: got %+v, %v; want %+v", cgroup, got, err, want)
 	}
 }
@@ -85,13 +85,13 @@ func TestUnit(t *testing.T) {
 		later := c.add("/later.scope/a")
 		c.isUnit(a, later, "/later.scope", c.add("/later.scope"))
 
-		if got, err := a.Unit(1); got != (backend.Cgroup{Path: "/", ID: 1}) || err != nil {
+		if got, err := a.Unit(t.Context(), 1); got != (backend.Cgroup{Path: "/", ID: 1}) || err != nil {
 			t.Errorf("the root is %+v, %v", got, err)
 		}
 		deep := strings.Repeat("/d", backend.MaxLevel-1)
 		c.isUnit(a, c.add(deep+"/a/b.service/c"), deep, c.add(deep))
 		for _, nobody := range []uint64{0, 1 << 40, 1<<64 - 1} {
-			if _, err := a.Unit(nobody); !errors.Is(err, ErrGone) {
+			if _, err := a.Unit(t.Context(), nobody); !errors.Is(err, ErrGone) {
 				t.Errorf("%d: got %v", nobody, err)
 			}
 		}
@@ -102,7 +102,7 @@ func TestUnit(t *testing.T) {
 		c.isUnit(a, service, "/x.service", service) // for a second
 		now = now.Add(checkEvery)
 		for _, gone := range []uint64{service, worker} {
-			if _, err := a.Unit(gone); !errors.Is(err, ErrGone) {
+			if _, err := a.Unit(t.Context(), gone); !errors.Is(err, ErrGone) {
 				t.Errorf("after a new start: got %v", err)
 			}
 		}
@@ -123,7 +123,7 @@ func TestUnitOfOurselves(t *testing.T) {
 	server := serve(t, h, "udp", "127.0.0.1:0")
 	got, err := a.Find("udp", server, server)
 	must(t, err)
-	unit, err := a.Unit(got.Cgroup)
+	unit, err := a.Unit(t.Context(), got.Cgroup)
 	must(t, err)
 	if unit.Level == 0 && unit.Path == "/" {
 		return // which cannot be named
@@ -148,7 +148,7 @@ func TestUnitsAreBounded(t *testing.T) {
 func TestFindUnitOfChild(t *testing.T) {
 	ways(t, func(t *testing.T, a *Askers, c *cgroups) {
 		h, a2 := here(t)
-		a2.units.finder.byHandle = a.units.finder.byHandle
+		a2.units.finder.byHandle.Store(a.units.finder.byHandle.Load())
 		for i, network := range []string{"udp", "tcp"} {
 			server := serve(t, h, network, "127.0.0.1:0")
 			unitPath := fmt.Sprintf("/child%d.service", i)
