@@ -23,7 +23,7 @@ import (
 // A part begins with the first unit on the way down, or cgroup that others than root
 // may write to, which itself is in the trunk. What it is called, root has said.
 //
-// A part may hide itself so, and whom it would rather not have found below it.
+// Who makes too many in a part keeps what is in that part from being found, and no more.
 var mostWalked = bounds{trunk: 1 << 16, part: 1 << 12, parts: 1 << 15, share: 1 << 8}
 
 // bounds are how many cgroups walks look at, at most. Each 256 bytes of a path count as
