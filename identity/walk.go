@@ -22,15 +22,21 @@ import (
 //
 // A part begins with the first unit on the way down, or cgroup that others than root
 // may write to, which itself is in the trunk. What it is called, root has said.
+//
+// Who makes too many in a part keeps what is in that part from being found, and no more.
 var mostWalked = bounds{trunk: 1 << 16, part: 1 << 12, parts: 1 << 15, share: 1 << 8}
 
-// bounds are what walks look at, at most. Each 256 bytes of a path count as one more.
+// bounds are how many cgroups walks look at, at most. Each 256 bytes of a path count as
+// one more.
 type bounds struct {
 	trunk int
 	part  int // one of them
 	parts int // all of them
 	share int // what each has in any case
 }
+
+// maxDepth is how deep walks go: deep paths take the kernel long.
+const maxDepth = 32
 
 // maxRest is the most that is rested after a walk, four times as long as that took: who
 // makes up cgroups takes a fifth of a core with walks of the trunk and a fifth with walks
@@ -162,7 +168,11 @@ func (w *walked) below(m *mount, top string, most int, descend func(child string
 				w.err = err
 			default:
 				w.paths[st.Ino] = child
-				if descend(child, &st) && hasChildren(&st) {
+				switch {
+				case !descend(child, &st) || !hasChildren(&st):
+				case levelOf(child) >= maxDepth:
+					w.err = fmt.Errorf("there are cgroups deeper than %d levels", maxDepth)
+				default:
 					next = append(next, child)
 				}
 			}
