@@ -53,7 +53,6 @@ var riders = []rider{
 	{"from another wire, by the victim's IP address", "wired", "client", func(r *ride) []byte { return r.frame(r.victim, r.own.hw) }, isLost},
 	{"from another wire, by the victim's Ethernet address", "wired", "client", func(r *ride) []byte { return r.frame(r.own, r.victim.hw) }, isLost},
 	{"from another wire, by both", "wired", "client", func(r *ride) []byte { return r.frame(r.victim, r.victim.hw) }, isLost},
-	{"by the IP address of who has just come", "new", "thief", func(r *ride) []byte { return r.frame(r.victim, r.own.hw) }, arrives},
 	{"from another wire, by the IP address of who has just come", "new", "client", func(r *ride) []byte { return r.frame(r.victim, r.own.hw) }, isLost},
 	{"from another wire, by the IP address of who is routed", "routed", "client", func(r *ride) []byte { return r.frame(r.victim, r.own.hw) }, isLost},
 	{"from another wire, by the router's Ethernet address", "routed", "client", func(r *ride) []byte { return r.frame(r.own, r.victim.hw) }, isLost},
