@@ -157,6 +157,7 @@ func TestReloadRefusesNobody(t *testing.T) {
 				default:
 				}
 				if _, err := conn.Write([]byte("x")); err != nil {
+					t.Logf("%s: %v", from.Name(), err)
 					refused++
 				}
 			}

@@ -29,6 +29,7 @@ func (rs ruleset) compile(p present, keep bool, flags uint32, first bool) (msgs 
 		}
 		p = present{}
 	}
+	unsettled := rs.unsettled(p)
 	msgs = append(msgs, newTable(rs.table, flags))
 	if p.exists {
 		more, err := compose(func(c *nftables.Conn) error { rs.clear(c, table, p); return nil })
@@ -46,10 +47,15 @@ func (rs ruleset) compile(p present, keep bool, flags uint32, first bool) (msgs 
 	}
 	more, err := compose(func(c *nftables.Conn) error {
 		if first {
-			if err := c.SetAddElements(&nftables.Set{Name: setArming, Table: table, HasTimeout: true}, []nftables.SetElement{
-				{Key: []byte{unix.NFPROTO_IPV4}, Timeout: armingPeriod},
-				{Key: []byte{unix.NFPROTO_IPV6}, Timeout: armingPeriod},
-			}); err != nil {
+			if err := addVersions(c, table, setArming, armingPeriod); err != nil {
+				return err
+			}
+		}
+		if unsettled {
+			for _, name := range []string{setSettling, forVersion(setBegun, true), forVersion(setBegun, false)} {
+				c.FlushSet(&nftables.Set{Name: name, Table: table}) // time begins anew
+			}
+			if err := addVersions(c, table, setSettling, liveFor); err != nil {
 				return err
 			}
 		}
@@ -61,6 +67,14 @@ func (rs ruleset) compile(p present, keep bool, flags uint32, first bool) (msgs 
 		return nil
 	})
 	return append(msgs, more...), err
+}
+
+// addVersions puts both versions of IP into a set, for a while.
+func addVersions(c *nftables.Conn, table *nftables.Table, set string, last time.Duration) error {
+	return c.SetAddElements(&nftables.Set{Name: set, Table: table, HasTimeout: true}, []nftables.SetElement{
+		{Key: []byte{unix.NFPROTO_IPV4}, Timeout: last},
+		{Key: []byte{unix.NFPROTO_IPV6}, Timeout: last},
+	})
 }
 
 // clear removes all that is not wanted any more or is about to be made anew:

@@ -63,6 +63,7 @@ var (
 	ipProtocol = field{text: "meta nfproto", key: nftables.TypeNFProto, load: meta(expr.MetaKeyNFPROTO), print: ipProtocolText, perLine: 5}
 	transport  = field{text: "meta l4proto", key: nftables.TypeInetProto, load: meta(expr.MetaKeyL4PROTO), print: transportText}
 	toPort     = field{text: "th dport", key: nftables.TypeInetService, load: payload(expr.PayloadBaseTransportHeader, 2, 2), print: portText}
+	byPort     = field{text: "th sport", key: nftables.TypeInetService, load: payload(expr.PayloadBaseTransportHeader, 0, 2), print: portText}
 	fromName   = field{text: "iifname", key: nftables.TypeIFName, native: true, load: meta(expr.MetaKeyIIFNAME), print: nameText}
 	fromIndex  = field{text: "iif", key: nftables.TypeIFIndex, native: true, load: meta(expr.MetaKeyIIF), print: indexText}
 	fromEther  = field{

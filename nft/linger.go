@@ -24,13 +24,15 @@ const (
 
 // newLingerSet is the set of what is used of s.
 func newLingerSet(s *grantSet, max int) set {
+	return newUsedSet(s.named(setLinger), s.class.comment("used lately, and so still open"), s.key(s.who), max)
+}
+
+// newUsedSet is a set that packets enter themselves into.
+func newUsedSet(name, comment string, key selector, max int) set {
 	if max == 0 {
 		max = lingerSize
 	}
-	return set{
-		name: s.named(setLinger), comment: s.class.comment("used lately, and so still open"), key: s.key(s.who),
-		timeout: true, dynamic: true, size: max, gc: lingerGC,
-	}
+	return set{name: name, comment: comment, key: key, timeout: true, dynamic: true, size: max, gc: lingerGC}
 }
 
 // stayOpen comments the rules for what is used.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -181,13 +182,15 @@ func TestLingerIsRenewed(t *testing.T) {
 	close(stop)
 	using.Wait()
 	backendtest.Eventually(t, "nothing lingers", func() bool {
-		text := armingElements.ReplaceAllString(nft(t, "list", "table", "inet", r.Table), "")
-		return !strings.Contains(text, " expires ")
+		return !strings.Contains(usedSets.ReplaceAllString(nft(t, "list", "table", "inet", r.Table), ""), " expires ")
 	})
 	for _, u := range users {
 		n.reaches(u.Host, false, "tcp", append(n.addrs(u, live), n.addrs(u, again)...)...)
 	}
 }
+
+// usedSets are those for live connections only.
+var usedSets = regexp.MustCompile(`(?s)\tset (arming|settling|live[^ ]*) \{.*?\n\t\}`)
 
 // A grant is never shorter for it, and none less is let through where the set of what
 // is used is full.

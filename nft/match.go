@@ -95,13 +95,22 @@ var (
 
 // tcpOrUDP and dnsPorts together are DNS, plain and over TLS or QUIC.
 var (
-	tcpOrUDP = match{text: "meta l4proto { tcp, udp }", exprs: []expr.Any{
-		load(expr.MetaKeyL4PROTO), &expr.Lookup{SourceRegister: register},
-	}, set: &literal{key: nftables.TypeInetProto, elements: []nftables.SetElement{{Key: []byte{unix.IPPROTO_TCP}}, {Key: []byte{unix.IPPROTO_UDP}}}}}
+	tcpOrUDP = protocols("tcp, udp", unix.IPPROTO_TCP, unix.IPPROTO_UDP)
 	dnsPorts = match{text: "th dport { 53, 853 }", exprs: []expr.Any{
 		toPort.load(register), &expr.Lookup{SourceRegister: register},
 	}, set: &literal{key: nftables.TypeInetService, elements: []nftables.SetElement{{Key: []byte{0, 53}}, {Key: []byte{853 >> 8, 853 & 0xff}}}}}
 )
+
+// protocols are those of transport, as nft names them.
+func protocols(names string, numbers ...byte) match {
+	l := &literal{key: nftables.TypeInetProto}
+	for _, n := range numbers {
+		l.elements = append(l.elements, nftables.SetElement{Key: []byte{n}})
+	}
+	return match{text: "meta l4proto { " + names + " }", set: l, exprs: []expr.Any{
+		load(expr.MetaKeyL4PROTO), &expr.Lookup{SourceRegister: register},
+	}}
+}
 
 // notUDP is the condition that a packet is of another transport protocol. The other
 // way round nft would call th of a packet udp, wherever it stands in the rule.

@@ -68,6 +68,11 @@ const (
 	setPorts    = "ports"
 	setUsers    = "users"
 	setUnits    = "units"
+	setAllowed  = "allowed"
+	setLive     = "live"
+	setOlder    = "live-older"
+	setBegun    = "live-begun"
+	setSettling = "settling"
 )
 
 // newRuleset writes down the table for the rules wanted.
@@ -86,13 +91,17 @@ func newRuleset(r backend.Rules) ruleset {
 			rs.sets = append(rs.sets, newLingerSet(s, r.MaxGrants))
 		}
 	}
+	if r.Local {
+		o := rs.output(r)
+		rs.sets = append(rs.sets, o.liveSets(r.MaxGrants)...)
+	}
 	for _, c := range classesOf(r) {
 		rs.sets = append(rs.sets, c.sets()...)
 	}
 	// These stand there in every mode, so that a reload to another finds them
 	// filled: see clear.
 	rs.sets = slices.Concat(rs.sets,
-		newAddrSets("allowed", "always open: allowedIPs", r.Allowed),
+		newAddrSets(setAllowed, "always open: allowedIPs", r.Allowed),
 		newAddrSets("allowed-local", "always open to this machine: allowedLocalIPs", r.AllowedLocal),
 		newAddrSets("allowed-gateway", "always open to the network behind: allowedGatewayIPs", r.AllowedGateway),
 		newUpstreamSets(r.Upstream))
@@ -112,13 +121,18 @@ func newRuleset(r backend.Rules) ruleset {
 	return rs
 }
 
+// output is the opening of what this machine sends.
+func (rs *ruleset) output(r backend.Rules) opening {
+	return opening{chainOutput, rs.grants.opening(r.LocalHolders, true), r.DNSPorts, r.Linger}
+}
+
 // addChains adds the chains, each after those that its rules send packets to.
 func (rs *ruleset) addChains(r backend.Rules) {
 	if r.Local {
-		o := opening{chainOutput, rs.grants.opening(r.LocalHolders, true), r.DNSPorts, r.Linger}
+		o := rs.output(r)
 		u := resolvers{r.Upstream, r.Self}
-		rs.chains = append(slices.Concat(rs.chains, u.chains(), o.chains()), chain{chainOutput, &outputBase, slices.Concat(
-			preamble(u.live(), o.live()), dhcpClient(), allowed("allowed-local", accept), u.open(), u.shut(), o.rules(), refuse())})
+		rs.chains = append(slices.Concat(rs.chains, u.chains(), o.chains(), o.liveChains()), chain{chainOutput, &outputBase, slices.Concat(
+			preamble(u.live(), o.live(), o.known()), dhcpClient(accept), allowed("allowed-local", accept), u.open(), u.shut(), o.rules(), refuse())})
 	}
 	if r.Gateway {
 		var unguarded []rule
@@ -161,12 +175,12 @@ func loopback(v verdict) rule { return rule{"loopback", []match{oifLoopback}, v}
 // dhcpClient opens what a DHCP client of this machine sends. DHCPv4 renews
 // straight with its server, wherever that is (RFC 2131, section 4.4.5); DHCPv6
 // talks on the link only (RFC 8415, section 7.1).
-func dhcpClient() []rule {
+func dhcpClient(v verdict) []rule {
 	const relaysAndServers = "ff02::1:2"
 	return []rule{
-		{"DHCP client", []match{ipVersion4, udpPorts(68, 67)}, accept},
-		{"DHCPv6 client", []match{ip6Destination(relaysAndServers), udpPorts(546, 547)}, accept},
-		{"DHCPv6 client", []match{ip6DestinationPrefix("fe80::/10"), udpPorts(546, 547)}, accept},
+		{"DHCP client", []match{ipVersion4, udpPorts(68, 67)}, v},
+		{"DHCPv6 client", []match{ip6Destination(relaysAndServers), udpPorts(546, 547)}, v},
+		{"DHCPv6 client", []match{ip6DestinationPrefix("fe80::/10"), udpPorts(546, 547)}, v},
 	}
 }
 
@@ -174,7 +188,7 @@ func dhcpClient() []rule {
 func allowed(chainsOwn string, v verdict) []rule {
 	var rules []rule
 	for _, s := range []struct{ name, comment string }{
-		{"allowed", "allowedIPs"},
+		{setAllowed, "allowedIPs"},
 		{chainsOwn, "allowed on this chain"},
 	} {
 		for _, ipv4 := range []bool{true, false} {
@@ -201,6 +215,7 @@ func (o *opening) rules() (rules []rule) {
 	if o.linger > 0 {
 		rules = append(rules, rule{stayOpen, nil, jump(o.lingerChain())})
 	}
+	rules = append(rules, o.begins()...)
 	for _, s := range o.sets {
 		rules = append(rules, s.rules("opened by a DNS answer", s.name, letThrough)...)
 		if o.linger > 0 {

@@ -260,7 +260,7 @@ func asIfPersistWereKnown(text string) string {
 
 var progname = regexp.MustCompile(` # progname \S+`)
 
-var armingElements = regexp.MustCompile(`\t\telements = \{ ipv4 timeout 30s[^}]*\}\n`)
+var armingElements = regexp.MustCompile(`\t\telements = \{ ipv4 timeout (30s|3m)[^}]*\}\n`)
 
 // nft runs the program, which only tests do.
 func nft(t *testing.T, args ...string) string {

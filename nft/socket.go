@@ -68,18 +68,22 @@ func (s *socket) send(b []byte) error {
 }
 
 // receive calls each for every message that waits, and returns when none does or
-// each wants no more.
+// each wants no more. If the kernel had more to say than there was room for, that comes
+// first, and what there was room for, the beginning, after it: a refused table makes it
+// refuse each of its rules as well.
 func (s *socket) receive(each func(header unix.NlMsghdr, data []byte) (more bool)) error {
+	var lost error
 	for {
 		n, err := unix.Read(s.fd, s.recv)
 		switch err {
 		case nil:
 		case unix.EAGAIN:
-			return nil
+			return lost
 		case unix.EINTR:
 			continue
 		case unix.ENOBUFS:
-			return errUnknown
+			lost = errUnknown
+			continue
 		default:
 			return os.NewSyscallError("recvfrom", err)
 		}

@@ -7,7 +7,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
+
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/backend/backendtest"
 )
 
 // from4 and from6 are this machine's addresses towards the world.
@@ -20,12 +23,15 @@ func (n *network) bind(from speaker, port int, addr string) net.PacketConn {
 	if netip.MustParseAddrPort(addr).Addr().Is4() {
 		source = from4
 	}
-	conn, err := from.(interface {
+	listener := from.(interface {
 		ListenPacket(network, address string) (net.PacketConn, error)
-	}).ListenPacket("udp", net.JoinHostPort(source, strconv.Itoa(port)))
-	if err != nil {
-		n.Fatal(err)
-	}
+	})
+	var conn net.PacketConn
+	backendtest.Eventually(n.T, "the port is free", func() (free bool) {
+		var err error
+		conn, err = listener.ListenPacket("udp", net.JoinHostPort(source, strconv.Itoa(port)))
+		return err == nil
+	})
 	return conn
 }
 
@@ -157,4 +163,131 @@ func TestResolverMayConnect(t *testing.T) {
 func allow(number int) []netip.Prefix {
 	v4, v6 := addrs(number)
 	return []netip.Prefix{netip.PrefixFrom(v4, 32), netip.PrefixFrom(v6, 128)}
+}
+
+// What a holder of a grant has begun by UDP goes on when the grant has ended, for the
+// holder, and is never somebody else's who binds the port.
+func TestNobodyTakesOverPackets(t *testing.T) {
+	n := newNetwork(t)
+	a, b := n.unit("a"), n.unit("b")
+	inA, inB := n.as(0, a), n.as(0, b)
+	if inA == nil || n.as(1000) == nil {
+		t.Skip("there are no cgroups or users")
+	}
+	older := n.bind(n.as(1002), 4100, to(9, 443)[0])
+	defer older.Close()
+	r := worldRules(t)
+	r.LocalHolders = []backend.Holder{backend.Machine, backend.User, backend.Unit}
+	r.Classes = map[backend.Class]backend.Predicates{1: {Ports: ports(t, "udp/443"), Users: []uint32{1001}}, 2: {Units: []backend.Cgroup{a.Cgroup}}}
+	r.Allowed = allow(8)
+	before := r
+	before.LocalHolders, before.Classes = everyone, nil
+	n.guard(before)
+	n.open(time.Hour, 9, backend.Scope{})
+	if err := echoed(older, to(9, 443)[0], time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Open(r); err != nil {
+		t.Fatal(err)
+	}
+	machine := backend.Scope{Holder: backend.Machine}
+	grants := []struct {
+		holder backend.Scope
+		by     speaker
+		not    []speaker
+	}{
+		{backend.UnitScope(a.ID), inA, []speaker{inB, n.here, n.as(1000)}},
+		{backend.UserScope(1000), n.as(1000), []speaker{inB, n.as(1001)}},
+		{inClass(machine, 1), n.as(1001), []speaker{n.as(1000), inA}},
+		{inClass(machine, 2), inA, []speaker{inB, n.as(1001)}},
+	}
+	settle := func() { // as if that time had come
+		t.Helper()
+		if err := echoed(older, to(9, 443)[0], time.Second); err != nil {
+			t.Error(err)
+		}
+		n.flush(setSettling)
+	}
+	// Nor is anything one from before that has begun since.
+	n.open(time.Hour, 7, backend.UnitScope(a.ID))
+	n.fromPort(4001, inA, true, to(7, 443)...)
+	n.fromPort(4001, inB, false, to(7, 443)...)
+	settle()
+	for i, g := range grants {
+		n.open(time.Hour, i, g.holder)
+	}
+	n.open(time.Hour, 5, machine)
+	var live []net.PacketConn
+	for i, g := range grants {
+		for _, addr := range to(i, 443) {
+			live = append(live, n.bind(g.by, 4200+i, addr))
+			defer live[len(live)-1].Close()
+			if _, err := live[len(live)-1].WriteTo([]byte("x"), net.UDPAddrFromAddrPort(netip.MustParseAddrPort(addr))); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for round := range 2 {
+		for i, g := range grants {
+			n.fromPort(4000+round, g.by, round == 0, to(i, 443)...)
+			for _, other := range g.not {
+				n.fromPort(4000, other, false, to(i, 443)...)
+			}
+			if round == 0 {
+				n.fromPort(4000, g.by, true, to(i, 443)...)
+			}
+			// Since the first packet, before anybody knew that it would live.
+			for j, addr := range to(i, 443) {
+				if err := echoed(live[2*i+j], addr, time.Second); err != nil {
+					t.Errorf("%s: a live one to %s: %v", g.by.Name(), addr, err)
+				}
+			}
+		}
+		n.fromPort(4000, inA, true, to(5, 443)...)
+		n.fromPort(4000, inB, true, to(5, 443)...) // everybody's
+		n.fromPort(4000, inA, true, to(8, 443)...)
+		n.fromPort(4000, inB, true, to(8, 443)...)
+		if err := echoed(older, to(9, 443)[0], time.Second); err != nil {
+			t.Errorf("one from before: %v", err)
+		}
+		n.endGrants()
+	}
+	// What is allowed no more is not cut.
+	allowed := n.bind(inB, 4300, to(8, 443)[0])
+	defer allowed.Close()
+	if err := echoed(allowed, to(8, 443)[0], time.Second); err != nil {
+		t.Fatal(err)
+	}
+	r.Allowed = nil
+	if err := n.Open(r); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := echoed(allowed, to(8, 443)[0], time.Second); err != nil {
+			t.Errorf("what was allowed: %v", err)
+		}
+		settle()
+	}
+	n.fromPort(4300, n.as(1000), false, to(8, 443)[1])
+	older.Close()
+	n.fromPort(4100, inB, false, to(9, 443)...)
+}
+
+// flush empties a set.
+func (n *network) flush(set string) {
+	n.Helper()
+	if err := n.do(func(w *writer) error {
+		msgs, err := compose(func(c *nftables.Conn) error {
+			c.FlushSet(&nftables.Set{Name: set, Table: &nftables.Table{Name: w.rules.Table, Family: nftables.TableFamilyINet}})
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		w.batch.begin(0)
+		w.batch.add(msgs)
+		return w.socket.transact(&w.batch)
+	}); err != nil {
+		n.Fatal(err)
+	}
 }

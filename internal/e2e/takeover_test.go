@@ -114,3 +114,30 @@ func TestUpstreamIsNotGranted(t *testing.T) {
 	w.mustReload(c, upstreams("nft-both", upstreamOption)) // it was for being upstream
 	wantOpen(true)
 }
+
+// With the port of a socket that a service has closed, no other service has its grant.
+func TestApplicationPortTakenOver(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	apps := w.units("a.service", "evil.service")
+	a, evil := apps[0], apps[1]
+	w.start(corefile(guardBlock("nft-local", application)))
+	for _, addr := range []string{a.addr4(1), a.addr6(1)} {
+		w.lookup(a, "127.0.0.1", addr, 60)
+		own := "[2001:db8::1]:4444"
+		if is4(addr) {
+			own = "192.0.2.1:4444"
+		}
+		to := net.JoinHostPort(addr, fmt.Sprint(echoPort))
+		conn, err := a.ListenPacket("udp", own)
+		w.must(err)
+		_, err = says(conn, to, []byte("ping"))
+		w.must(err)
+		conn.Close()
+		if _, err := says(w.takeOver(evil, own), to, []byte("evil")); err == nil {
+			t.Errorf("evil.service has the connection of a.service to %s", addr)
+		} else if !refused(err) {
+			t.Error(err)
+		}
+	}
+}
