@@ -14,7 +14,7 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
 
-// What still goes through and should not: each of these fails.
+// Side doors that attackers have found, and that are shut.
 
 // What one program's connections have left in the kernel is no way for another, that
 // takes the ports they had.
