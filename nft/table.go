@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
@@ -158,13 +159,27 @@ func (w *writer) tryRules(rs ruleset, table string, dryRun, forced bool) (before
 		return before, false, fmt.Errorf("reading: %w", explain(err))
 	}
 	kept, flags := w.settle(rs, before)
-	msgs, err := rs.compile(before, kept, flags, !w.opened)
-	if err != nil {
-		return before, kept, err
-	}
 	expected := generation
 	if forced || w.owned {
 		expected = 0
+	}
+	// No chain can be hooked up in the transaction that changes the table's flags
+	// (EINVAL since Linux 6.9).
+	if kept && flags != before.flags {
+		if dryRun {
+			flags = before.flags
+		} else if err := w.claim(table, flags, expected); err != nil {
+			return before, kept, err
+		} else {
+			generation = next(generation)
+			if expected != 0 {
+				expected = generation
+			}
+		}
+	}
+	msgs, err := rs.compile(before, kept, flags, !w.opened)
+	if err != nil {
+		return before, kept, err
 	}
 	w.batch.begin(expected)
 	w.batch.add(msgs)
@@ -195,6 +210,19 @@ func (w *writer) tryRules(rs ruleset, table string, dryRun, forced bool) (before
 		w.carriedOver(carried)
 	}
 	return before, kept, nil
+}
+
+// claim gives a table that stands there its flags, and leaves all else as it is.
+func (w *writer) claim(table string, flags uint32, expected uint32) error {
+	m := newTable(table, flags)
+	w.batch.begin(expected)
+	w.batch.dryRun = false
+	w.batch.add([]netlink.Message{m})
+	if err := w.socket.transact(&w.batch); err != nil {
+		return fmt.Errorf("%s: %w", blame(&m), explainAbout(&m, err))
+	}
+	w.owned = flags&tableOwner != 0
+	return nil
 }
 
 // remember notes what stands in the kernel now, to notice when somebody else
