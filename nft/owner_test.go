@@ -252,3 +252,25 @@ func TestKernelWithoutOwners(t *testing.T) {
 		}
 	}
 }
+
+// A process with another mode adds chains to the table of the one before, with all grants.
+func TestOrphanGetsMoreChains(t *testing.T) {
+	rules := backendtest.Rules()
+	rules.Gateway = false
+	until := time.Now().Add(time.Hour)
+	g := open(t, observed, rules)
+	if g.flags() != tableOwned {
+		t.Skip("tables that outlive their owner need Linux 6.9")
+	}
+	g.grant(until, 0, 10)
+	if err := g.Close(backend.Keep); err != nil {
+		t.Fatal(err)
+	}
+	if err := newBackend(t).Check(backendtest.Rules()); err != nil {
+		t.Error(err)
+	}
+	g = open(t, observed, backendtest.Rules())
+	if g.flags() != tableOwned || !g.keeps(until, 0, 10) || !strings.Contains(g.outline(), "chain forward") {
+		t.Errorf("flags %d, %s", g.flags(), g.outline())
+	}
+}
