@@ -39,7 +39,7 @@ func Read(r io.Reader) (*List, error) {
 	} else if err != nil {
 		return nil, err
 	}
-	return b.list()
+	return b.list(), nil
 }
 
 // comment is where a line's comment starts, or its end.

@@ -1,139 +1,141 @@
 package names
 
 import (
-	"errors"
 	"hash/maphash"
-	"math"
 	"math/bits"
 )
 
-// A set holds strings of at most 255 bytes in little more memory than their
-// bytes: a Go map takes more than twice as much. They lie one after the other,
-// each behind its length, in the order of the bucket that their hash falls into.
-// An index says where each bucket begins, and which of 32 classes of hashes are
-// in it. So the index, which is small enough for the processor's caches, answers
-// for nearly all strings that are not there; another costs one visit to memory.
+// A set knows its strings by two hashes under seeds of their own: one says in
+// which line a string is, the other is what stands there for it. The string
+// itself is not kept. To compare with it would be a second visit to memory that
+// waits for the first, and such a visit, when no cache of the processor holds
+// what is looked for, takes longer than all the rest of a look together.
+//
+// So a set may have a string by chance that nobody gave it: less than once in
+// 2^60 looks, which take tens of thousands of years at a million a second. That
+// is accepted, although a name is let through then that should not be, since
+// nothing but such looks leads there. The seeds are random, new for each set and
+// never leave the process, so nobody can find a name elsewhere that will do; and
+// all he is told of the hashes is whether there is a match. The hash is not a
+// cryptographic one, but is meant to resist those who choose what is hashed
+// and do not know the seed, and it would have to fail under two at once.
 type set struct {
-	seed   maphash.Seed // random, so that nobody can aim names at one bucket
-	index  []entry      // one a bucket, and one for the end
-	packed []byte
+	where, what maphash.Seed
+	lines       []line
+	classes     []uint64 // of each line: which of 64 classes of hashes belong there
 }
 
-// An entry has a bucket's start in its lower half, and bit n of the upper half
-// is set if the bucket has a hash of class n.
-type entry uint64
+// A line is one of the caches', so that a look is one visit to memory. It is
+// filled from the front, and what finds it full goes to the next.
+type line [8]uint64
 
-const perBucket = 2 // on average
+// perLine is how many belong to a line on average. With six, 94 of 100 find room
+// in it, and of a million none is more than some 30 lines away.
+const perLine = 6
 
 func (s *set) has(key []byte) bool {
-	if len(s.index) == 0 {
+	if len(s.lines) == 0 {
 		return false
 	}
-	bucket, class := s.place(key)
-	e := s.index[bucket]
-	return e&class != 0 && contains(s.packed[uint32(e):uint32(s.index[bucket+1])], key)
-}
-
-// place says where a key belongs: the bucket is from the upper bits of its hash,
-// the class from the lower ones.
-func (s *set) place(key []byte) (bucket uint64, class entry) {
-	hash := maphash.Bytes(s.seed, key)
-	bucket, _ = bits.Mul64(hash, uint64(len(s.index)-1))
-	return bucket, 1 << (32 + hash%32)
-}
-
-func contains(bucket, key []byte) bool {
-	for len(bucket) > 0 {
-		end := 1 + int(bucket[0])
-		if string(bucket[1:end]) == string(key) {
-			return true
-		}
-		bucket = bucket[end:]
+	where := maphash.Bytes(s.where, key)
+	i := s.home(where)
+	// The classes are an eighth of the lines, so caches rather hold them, and answer
+	// for 97 of 100 strings that are not there. For those that are, they cost little:
+	// the processor does not wait for them before it asks for the line.
+	a, b := classes(where)
+	if s.classes[i]>>a&(s.classes[i]>>b)&1 == 0 {
+		return false
 	}
-	return false
+	mark := marked(maphash.Bytes(s.what, key))
+	for {
+		for _, m := range &s.lines[i] {
+			if m == mark {
+				return true
+			}
+		}
+		if !s.lines[i].full() {
+			return false
+		}
+		i = s.after(i)
+	}
 }
 
-// A setBuilder takes keys in, the same ones repeatedly if need be, in pieces so
-// that nothing is copied as it grows.
-type setBuilder struct {
-	pieces [][]byte
-	bytes  int
-	keys   int
+// home is the line that a hash belongs to, from its upper bits.
+func (s *set) home(where uint64) uint64 {
+	line, _ := bits.Mul64(where, uint64(len(s.lines)))
+	return line
 }
+
+// classes are the two that a hash is of, from its lower bits.
+func classes(where uint64) (a, b uint64) { return where % 64, where >> 6 % 64 }
+
+// after is the line that takes what finds line i full.
+func (s *set) after(i uint64) uint64 {
+	if i++; i < uint64(len(s.lines)) {
+		return i
+	}
+	return 0
+}
+
+func (l *line) full() bool { return l[len(l)-1] != 0 }
+
+// marked is a hash as it stands in a line, where zero is nothing.
+func marked(what uint64) uint64 { return what | 1 }
+
+// A setBuilder takes keys in, the same ones repeatedly if need be.
+type setBuilder struct {
+	where, what maphash.Seed
+	keys        []hashes
+}
+
+type hashes struct{ where, mark uint64 }
 
 func (b *setBuilder) add(key []byte) {
-	need := 1 + len(key)
-	last := len(b.pieces) - 1
-	if last < 0 || cap(b.pieces[last])-len(b.pieces[last]) < need {
-		b.pieces = append(b.pieces, make([]byte, 0, max(need, min(b.bytes, 1<<20))))
-		last++
+	if b.keys == nil {
+		b.where, b.what = maphash.MakeSeed(), maphash.MakeSeed()
 	}
-	b.pieces[last] = append(append(b.pieces[last], byte(len(key))), key...)
-	b.bytes += need
-	b.keys++
+	b.keys = append(b.keys, hashes{maphash.Bytes(b.where, key), marked(maphash.Bytes(b.what, key))})
 }
 
-// set sorts the keys into their buckets, and says how many different ones there
-// are. The builder is empty then.
-func (b *setBuilder) set() (s set, different int, err error) {
-	if b.bytes > math.MaxUint32 {
-		return set{}, 0, errors.New("the patterns take more than 4 GiB")
+// set says how many different keys there are, too.
+func (b *setBuilder) set() (s set, different int) {
+	if len(b.keys) == 0 {
+		return set{}, 0
 	}
-	if b.keys == 0 {
-		return set{}, 0, nil
+	s, different = b.fill(len(b.keys))
+	if different < len(b.keys) {
+		return b.fill(different)
 	}
-	s = set{
-		seed:   maphash.MakeSeed(),
-		index:  make([]entry, 1+(b.keys+perBucket-1)/perBucket),
-		packed: make([]byte, b.bytes),
-	}
-	start := make([]uint32, len(s.index)) // of each bucket, with room for all its keys
-	for _, piece := range b.pieces {
-		eachKey(piece, func(key []byte) {
-			bucket, _ := s.place(key)
-			start[1+bucket] += uint32(1 + len(key))
-		})
-	}
-	for i := 1; i < len(start); i++ {
-		start[i] += start[i-1]
-	}
-	end := append([]uint32(nil), start[:len(start)-1]...) // how far each is filled
-	for i, piece := range b.pieces {
-		eachKey(piece, func(key []byte) {
-			bucket, class := s.place(key)
-			at := end[bucket]
-			if contains(s.packed[start[bucket]:at], key) {
-				return
-			}
+	return s, different
+}
+
+// fill makes a set with room for that many keys.
+func (b *setBuilder) fill(keys int) (s set, different int) {
+	n := 1 + keys/perLine // so there is always one that is not full
+	s = set{where: b.where, what: b.what, lines: make([]line, n), classes: make([]uint64, n)}
+	for _, k := range b.keys {
+		if s.add(k) {
 			different++
-			s.index[bucket] |= class
-			s.packed[at] = byte(len(key))
-			end[bucket] += 1 + uint32(copy(s.packed[at+1:], key))
-		})
-		b.pieces[i] = nil
+		}
 	}
-	*b = setBuilder{}
-	s.closeGaps(start, end)
-	return s, different, nil
+	return s, different
 }
 
-// closeGaps takes out the room that keys given twice would have had.
-func (s *set) closeGaps(start, end []uint32) {
-	size := uint32(0)
-	for b := range end {
-		s.index[b] |= entry(size)
-		size += uint32(copy(s.packed[size:], s.packed[start[b]:end[b]]))
-	}
-	s.index[len(end)] = entry(size)
-	if int(size) < len(s.packed) {
-		s.packed = append([]byte(nil), s.packed[:size]...)
-	}
-}
-
-func eachKey(piece []byte, do func(key []byte)) {
-	for len(piece) > 0 {
-		end := 1 + int(piece[0])
-		do(piece[1:end])
-		piece = piece[end:]
+// add reports whether the key is new.
+func (s *set) add(k hashes) bool {
+	i := s.home(k.where)
+	a, b := classes(k.where)
+	s.classes[i] |= 1<<a | 1<<b
+	for {
+		for j, m := range &s.lines[i] {
+			switch m {
+			case k.mark:
+				return false
+			case 0:
+				s.lines[i][j] = k.mark
+				return true
+			}
+		}
+		i = s.after(i)
 	}
 }

@@ -131,20 +131,15 @@ func (b *builder) addShape() error {
 	return nil
 }
 
-func (b *builder) list() (*List, error) {
+func (b *builder) list() *List {
 	l := &List{depths: b.depths}
-	finish := func(from *setBuilder, to *set) (err error) {
-		var different int
-		*to, different, err = from.set()
+	finish := func(b *setBuilder) set {
+		s, different := b.set()
+		*b = setBuilder{}
 		l.patterns += different
-		return err
+		return s
 	}
-	if err := finish(&b.exact, &l.exact); err != nil {
-		return nil, err
-	}
-	if err := finish(&b.below, &l.below); err != nil {
-		return nil, err
-	}
+	l.exact, l.below = finish(&b.exact), finish(&b.below)
 	for _, s := range b.shapes {
 		of := &l.fixed
 		if s.deep {
@@ -153,10 +148,8 @@ func (b *builder) list() (*List, error) {
 		for len(*of) <= s.labels {
 			*of = append(*of, nil)
 		}
-		if err := finish(&s.rests, &s.shape.rests); err != nil {
-			return nil, err
-		}
+		s.shape.rests = finish(&s.rests)
 		(*of)[s.labels] = append((*of)[s.labels], s.shape)
 	}
-	return l, nil
+	return l
 }

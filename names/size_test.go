@@ -1,8 +1,10 @@
 package names
 
 import (
+	"bytes"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"runtime"
 	"runtime/metrics"
 	"strconv"
@@ -18,12 +20,12 @@ func nth(i int) string {
 }
 
 // lines is the text of many names, made as it is read.
-func lines(n int, prefix string) io.Reader {
+func lines(n int, pattern func(int) string) io.Reader {
 	r, w := io.Pipe()
 	go func() {
 		var b strings.Builder
 		for i := range n {
-			b.WriteString(prefix + nth(i) + "\n")
+			b.WriteString(pattern(i) + "\n")
 			if b.Len() > 1<<16 || i == n-1 {
 				io.WriteString(w, b.String())
 				b.Reset()
@@ -34,9 +36,9 @@ func lines(n int, prefix string) io.Reader {
 	return r
 }
 
-func many(t testing.TB, n int, prefix string) *List {
+func many(t testing.TB, n int, pattern func(int) string) *List {
 	t.Helper()
-	l, err := Read(lines(n, prefix))
+	l, err := Read(lines(n, pattern))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,11 +48,11 @@ func many(t testing.TB, n int, prefix string) *List {
 	return l
 }
 
-func heap() uint64 {
+func heap() int {
 	runtime.GC()
 	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
 	metrics.Read(sample)
-	return sample[0].Value.Uint64()
+	return int(sample[0].Value.Uint64())
 }
 
 func TestMillion(t *testing.T) {
@@ -59,9 +61,9 @@ func TestMillion(t *testing.T) {
 	}
 	for _, prefix := range []string{"", "h?."} {
 		t.Run("prefix "+prefix, func(t *testing.T) {
-			before := heap()
-			l := many(t, million, prefix)
-			if held := heap() - before; held > 100_000_000 {
+			empty := heap()
+			l := many(t, million, before(prefix))
+			if held := heap() - empty; held > 100_000_000 {
 				t.Errorf("%d bytes are held, at most 100 MB may be", held)
 			} else {
 				t.Logf("%.1f MB", float64(held)/1e6)
@@ -82,7 +84,7 @@ func TestMillion(t *testing.T) {
 // The same name a million times is one name, and not one long bucket.
 func TestMillionTimesTheSame(t *testing.T) {
 	r := io.LimitReader(repeat("EXAMPLE.org\n**.example.org\n"), 27*million)
-	before := heap()
+	empty := heap()
 	l, err := Read(r)
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +92,7 @@ func TestMillionTimesTheSame(t *testing.T) {
 	if l.Len() != 2 || !l.Match("example.org.") || !l.Match("a.example.org.") || l.Match("org.") {
 		t.Errorf("Len is %d", l.Len())
 	}
-	if held := heap() - before; held > 10_000_000 {
+	if held := heap() - empty; held > 10_000_000 {
 		t.Errorf("%d bytes are held", held)
 	}
 	runtime.KeepAlive(l)
@@ -106,62 +108,107 @@ func (s repeat) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// Names of three and four labels, and patterns of which a quarter each is a name,
+// and the three ways to leave something open in front of one.
+func mixedPattern(i int) string { return []string{"", "*.", "**.", "ww?."}[i%4] + mixedName(i) }
+func mixedAsked(i int) string   { return []string{"", "www.", "www.", "www."}[i%4] + mixedName(i) }
+func mixedName(i int) string {
+	return "host" + strconv.Itoa(i) + ".example" + strconv.Itoa(i%97) + ".org"
+}
+
+func before(front string) func(int) string {
+	return func(i int) string { return front + nth(i) }
+}
+
+// Hot is a list of a million of which the same few names are asked for, one is
+// a list of which any are, and uncached is what a server sees whose caches are
+// full of other work: every lookup is in the next of several lists, which are
+// many times the size of the caches together. The names that are asked for come
+// in the order of their text, as those of a server have just been read.
 func BenchmarkMatch(b *testing.B) {
-	const queries = 1 << 18 // more than caches hold of the list, and they come in order as to be in the cache themselves
-	names := func(front string, from int) []string {
-		var text strings.Builder
-		for i := range queries {
-			text.WriteString(front + nth(from+i*7919%million) + ".\n")
+	for _, bench := range []struct {
+		name           string
+		pattern, asked func(int) string
+	}{
+		{"exact", nth, nth},
+		{"below", before("**."), before("www.")},
+		{"label", before("*."), before("www.")},
+		{"character", before("ww?."), before("www.")},
+		{"mixed", mixedPattern, mixedAsked},
+	} {
+		lists := make([]*List, 8)
+		for i := range lists {
+			lists[i] = many(b, million, bench.pattern)
 		}
-		return strings.Split(strings.TrimSpace(text.String()), "\n")
+		for _, caches := range []struct {
+			name         string
+			lists, names int
+		}{{"hot", 1, 64}, {"one", 1, 1 << 20}, {"uncached", len(lists), 1 << 20}} {
+			for _, want := range []bool{true, false} {
+				name, from := "hit", 0
+				if !want {
+					name, from = "miss", million
+				}
+				var text strings.Builder
+				for range caches.names {
+					text.WriteString(bench.asked(from+rand.IntN(million)) + ".\n")
+				}
+				asked := strings.Split(strings.TrimSpace(text.String()), "\n")
+				b.Run(bench.name+"/"+caches.name+"/"+name, func(b *testing.B) {
+					matchAll(b, lists[:caches.lists], asked, want)
+				})
+			}
+		}
 	}
+}
+
+func matchAll(b *testing.B, lists []*List, names []string, want bool) {
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		if lists[i%len(lists)].Match(names[i]) != want {
+			b.Fatalf("%s: %v", names[i], !want)
+		}
+		if i++; i == len(names) {
+			i = 0
+		}
+	}
+}
+
+// The most that a list and a name can make a lookup cost.
+func BenchmarkHostile(b *testing.B) {
 	deepest := strings.Repeat("a.", 127)
-	hostile := make([]string, 127)
-	for i := range hostile {
-		hostile[i] = "**.b." + deepest[:2*i]
+	var depths, shapes []string
+	for i := range 125 {
+		depths = append(depths, "**.b."+deepest[:2*i])
 	}
-	var wild []string
 	for i := range maxShapes {
-		wild = append(wild, strings.NewReplacer("0", "?", "1", "b").Replace(fmt.Sprintf("%012b", i))+".a.c")
-	}
-	deep, err := Parse(hostile[:125]...)
-	if err != nil {
-		b.Fatal(err)
-	}
-	shapes, err := Parse(wild...)
-	if err != nil {
-		b.Fatal(err)
+		shapes = append(shapes, strings.NewReplacer("0", "?", "1", "b").Replace(fmt.Sprintf("%012b", i))+".a.c")
 	}
 	for _, bench := range []struct {
-		name  string
-		list  func() *List
-		asked []string
-		want  bool
-	}{
-		{"exact/hot", func() *List { return many(b, million, "") }, names("", 0)[:64], true},
-		{"exact/hit", func() *List { return many(b, million, "") }, names("", 0), true},
-		{"exact/miss", func() *List { return many(b, million, "") }, names("", million), false},
-		{"below/hit", func() *List { return many(b, million, "**.") }, names("www.", 0), true},
-		{"below/miss", func() *List { return many(b, million, "**.") }, names("www.", million), false},
-		{"label/hit", func() *List { return many(b, million, "*.") }, names("www.", 0), true},
-		{"label/miss", func() *List { return many(b, million, "*.") }, names("www.", million), false},
-		{"character/hit", func() *List { return many(b, million, "ww?.") }, names("www.", 0), true},
-		{"character/miss", func() *List { return many(b, million, "ww?.") }, names("www.", million), false},
-		{"hostile/depths", func() *List { return deep }, []string{deepest}, false},
-		{"hostile/shapes", func() *List { return shapes }, []string{"bbbbbbbbbbbb.a.b."}, false},
-	} {
+		name     string
+		patterns []string
+		asked    string
+	}{{"depths", depths, deepest}, {"shapes", shapes, "bbbbbbbbbbbb.a.b."}} {
 		b.Run(bench.name, func(b *testing.B) {
-			l := bench.list()
-			b.ReportAllocs()
-			i := 0
-			for b.Loop() {
-				if l.Match(bench.asked[i]) != bench.want {
-					b.Fatalf("%s: %v", bench.asked[i], !bench.want)
-				}
-				if i++; i == len(bench.asked) {
-					i = 0
-				}
+			l, err := Parse(bench.patterns...)
+			if err != nil {
+				b.Fatal(err)
 			}
+			matchAll(b, []*List{l}, []string{bench.asked}, false)
 		})
+	}
+}
+
+func BenchmarkRead(b *testing.B) {
+	text, err := io.ReadAll(lines(million, nth))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Read(bytes.NewReader(text)); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
