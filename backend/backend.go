@@ -91,8 +91,12 @@ type Rules struct {
 	// address, of those whose traffic is forwarded and guarded; 0 is none.
 	Capture uint16
 
-	// Routes translate mapped addresses, where the backend is a [Router].
-	Routes []Route
+	// Routes translate mapped addresses, where the backend is a [Router]. There may be
+	// MaxMappings of each IP version; 0 is no limit. Book names the list that they are
+	// from, by letters and digits: what is mapped from another one is not any more.
+	Routes      []Route
+	MaxMappings int
+	Book        string
 
 	// Linger is how long an address stays open to the holder of a grant after the
 	// holder's last packet to it; 0 is no longer than the grant.

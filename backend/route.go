@@ -2,6 +2,7 @@ package backend
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"time"
 )
@@ -9,7 +10,9 @@ import (
 // A Route is how traffic to mapped addresses leaves. Grants for these are as any
 // others, and no grant for a real address opens the way through a mapped one.
 type Route struct {
-	Name string // of its sets: letters, digits and -
+	// Name is part of its sets' names: letters, digits and -. It is the same as long as
+	// all of the others are.
+	Name string
 
 	// Pools are where its mapped addresses come from; routes may share them. What
 	// goes to an address of a pool that is not mapped is refused at once.
@@ -41,19 +44,25 @@ type Router interface {
 	// calls share transactions, with grants as well.
 	Map(ctx context.Context, mappings []Mapping, within time.Duration) error
 
-	// Replace is for a start, when it is known what mappings there are: it brings the
-	// kernel to exactly these, in parts, leaving alone what is right.
-	Replace(ctx context.Context, mappings []Mapping) error
-
-	// Unmap ends mappings. When it has returned, nothing in the kernel remembers the
-	// mapped addresses: new connections to them are refused, and those that there were
-	// are cut.
+	// Unmap ends mappings: when it has returned, new connections to these addresses are
+	// refused. Those that live go on until [Router.Connections] ends them.
 	Unmap(ctx context.Context, mapped []netip.Addr) error
 
-	// Live returns those of the mapped addresses that live connections go to.
-	Live(ctx context.Context, mapped []netip.Addr) ([]netip.Addr, error)
+	// Connections visits the connections whose destination has been translated, and ends
+	// those for which each says so.
+	Connections(ctx context.Context, each func(mapped, real netip.Addr) (end bool)) error
 
-	// Cut ends the live connections to mapped addresses, or those of them that go to
-	// these real addresses.
-	Cut(ctx context.Context, stale []Mapping) error
+	// Epoch rises whenever mappings may have been lost: one that was put in force at an
+	// earlier epoch has to be asked for again. It is to be read before Map is called,
+	// and costs next to nothing.
+	Epoch() uint64
 }
+
+// Errors of a [Router].
+var (
+	// ErrRoute means that the rules have no such route.
+	ErrRoute = errors.New("the firewall has no such route now")
+
+	// ErrMappings means that there are as many mapped addresses as there may be.
+	ErrMappings = errors.New("as many addresses are mapped as may be (max_mappings)")
+)
