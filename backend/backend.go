@@ -98,6 +98,14 @@ type Rules struct {
 	MaxMappings int
 	Book        string
 
+	// AuditLocal and AuditGateway let pass what would be refused of what this machine
+	// sends, and forwards, where the backend is an [Auditor]. It counts that apart.
+	AuditLocal, AuditGateway bool
+
+	// LogGroup is the NFLOG group that some of the packets are shown to that are denied;
+	// 0 is none.
+	LogGroup uint16
+
 	// Linger is how long an address stays open to the holder of a grant after the
 	// holder's last packet to it; 0 is no longer than the grant.
 	Linger time.Duration
