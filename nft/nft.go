@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
@@ -25,6 +26,8 @@ type Backend struct {
 
 	turn   sync.Mutex
 	writer writer // with the turn only
+
+	adopting atomic.Int32 // how many walk over what an earlier process has left
 
 	wake chan struct{} // requests are pending and nobody has the turn
 	stop chan struct{}

@@ -98,6 +98,7 @@ func (w *writer) arm(r backend.Rules) error {
 	}
 	switch {
 	case first && !lost && stood.hasGrants():
+		w.adopting.Add(1)
 		go w.adopt(r)
 	case !w.holdsGrants():
 		w.putBackGrants()
