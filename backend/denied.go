@@ -52,35 +52,36 @@ func (h Hook) String() string {
 	return fmt.Sprint("hook ", uint8(h))
 }
 
-// A ConnState is what the enforcer knows of a packet's connection.
-type ConnState uint8
+// A Kind of denial is where and how packets are denied.
+type Kind struct {
+	Hook    Hook
+	Audited bool // they have passed, since the hook is in audit
+	Invalid bool // they belong to no connection: forged, or late, or the other half goes another way
+}
 
-// What the enforcer knows of a packet's connection.
-const (
-	Begins  ConnState = iota // it would have been the first of one
-	Live                     // it is part of one, and its sender may not: it was somebody else's
-	Invalid                  // it belongs to none: forged, or late, or the other half goes another way
-)
+// Kinds are all of them.
+var Kinds = []Kind{
+	{Output, false, false}, {Output, false, true}, {Output, true, false}, {Output, true, true},
+	{Forward, false, false}, {Forward, false, true}, {Forward, true, false}, {Forward, true, true},
+}
 
-// String is a word for it.
-func (s ConnState) String() string {
-	switch s {
-	case Begins:
-		return "new"
-	case Live:
-		return "live"
-	case Invalid:
-		return "invalid"
+// String names a kind, as the prefix of what is shown to an NFLOG group does:
+// denied-output, audited-forward-invalid.
+func (k Kind) String() string {
+	name := "denied-" + k.Hook.String()
+	if k.Audited {
+		name = "audited-" + k.Hook.String()
 	}
-	return fmt.Sprint("state ", uint8(s))
+	if k.Invalid {
+		name += "-invalid"
+	}
+	return name
 }
 
 // A Flow is what packets have in common that are denied together. It says nothing of
 // the packets' source ports: these are up to the sender, and as many as he likes.
 type Flow struct {
-	Hook     Hook
-	Audited  bool // the packets have passed, since the hook is in audit
-	State    ConnState
+	Kind
 	Protocol uint8 // as in the IP header
 
 	User      uint32     // on Output: whose program has sent them; NoUser where that is the kernel itself
@@ -88,7 +89,7 @@ type Flow struct {
 	Client    netip.Addr // on Forward: where they come from
 
 	Addr netip.Addr // where they go to; never IPv4-mapped
-	Port uint16     // with protocols that have ports; of ICMP type<<8 + code, where the connection is known
+	Port uint16     // with protocols that have ports
 }
 
 // NoUser is nobody's number: user -1.
@@ -105,12 +106,7 @@ func (f Flow) String() string {
 	default:
 		from = fmt.Sprint("user ", f.User)
 	}
-	done := "denied"
-	if f.Audited {
-		done = "audited"
-	}
-	protocol := Ports{Protocol: f.Protocol, First: f.Port, Last: f.Port}
-	return fmt.Sprintf("%s on %v: %s to %v, %v (%v)", done, f.Hook, from, f.Addr, protocol, f.State)
+	return fmt.Sprintf("%v: %s to %v, %v", f.Kind, from, f.Addr, Ports{f.Protocol, f.Port, f.Port})
 }
 
 // A Denial is what a flow has come to.
@@ -127,5 +123,5 @@ type Count struct{ Packets, Bytes uint64 }
 type Tally struct {
 	Refused  Count
 	Audited  Count // would have been refused, and has passed
-	Unlisted Count // of both: belongs to no Flow, since there are as many of them as may be
+	Unlisted Count // of both: in no Flow, since there are as many of them as may be
 }
