@@ -3,6 +3,7 @@ package nft
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/nftables"
@@ -35,6 +36,13 @@ func (rs ruleset) compile(p present, keep bool, flags uint32, first bool) (msgs 
 		more, err := compose(func(c *nftables.Conn) error { rs.clear(c, table, p); return nil })
 		if err != nil {
 			return nil, err
+		}
+		msgs = append(msgs, more...)
+	}
+	for _, n := range rs.counters {
+		more, err := n.compile(table)
+		if err != nil {
+			return nil, fmt.Errorf("counter %s: %w", n.name, err)
 		}
 		msgs = append(msgs, more...)
 	}
@@ -78,7 +86,7 @@ func addVersions(c *nftables.Conn, table *nftables.Table, set string, last time.
 }
 
 // clear removes all that is not wanted any more or is about to be made anew:
-// everything but the sets with timeouts, and other sets that can stay. Those are
+// everything but counters, the sets with timeouts, and other sets that can stay. Those are
 // emptied, unless they hold what they should: the kernel (6.18) shows new rules a
 // moment before it shows the elements of a new set of ranges, and would refuse what is
 // allowed before and after; the elements of a set that is there it exchanges in one step.
@@ -105,6 +113,12 @@ func (rs ruleset) clear(c *nftables.Conn, table *nftables.Table, p present) {
 	for name, s := range p.sets {
 		if !wanted[name] && !s.Anonymous { // sets without a name go with their rule
 			c.DelSet(&nftables.Set{Name: name, Table: table})
+		}
+	}
+	for name := range p.counters {
+		n := counter{name: name}
+		if !slices.ContainsFunc(rs.counters, func(w counter) bool { return w.name == name }) {
+			c.DeleteObject(n.object(table))
 		}
 	}
 }

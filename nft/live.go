@@ -101,7 +101,7 @@ func (o *opening) liveChains() []chain {
 		key, name := livedBefore(ipv4), forVersion(setOlder, ipv4)
 		live.rules = append(live.rules,
 			rule{older, []match{key.in(name), refresh(name, key, liveFor)}, goBack},
-			rule{notOthers, []match{begun(ipv4).in(forVersion(setBegun, ipv4))}, rejectProhibited})
+			rule{notOthers, []match{begun(ipv4).in(forVersion(setBegun, ipv4))}, o.refuse})
 	}
 	for _, ipv4 := range []bool{true, false} {
 		key, name := livedBefore(ipv4), forVersion(setOlder, ipv4)
@@ -111,7 +111,7 @@ func (o *opening) liveChains() []chain {
 	}
 	live.rules = append(live.rules,
 		rule{older, []match{selector{ipProtocol}.in(setSettling)}, goBack},
-		rule{notOthers, nil, rejectProhibited})
+		rule{notOthers, nil, o.refuse})
 	return []chain{used, live}
 }
 
