@@ -60,10 +60,12 @@ func (rs ruleset) compile(p present, keep bool, flags uint32, first bool) (msgs 
 			}
 		}
 		if unsettled {
-			for _, name := range []string{setSettling, forVersion(setBegun, true), forVersion(setBegun, false)} {
-				c.FlushSet(&nftables.Set{Name: name, Table: table}) // time begins anew
+			if err := letSettle(c, table); err != nil {
+				return err
 			}
-			if err := addVersions(c, table, setSettling, liveFor); err != nil {
+		}
+		if left := time.Until(rs.trial); left > 0 && p.sets[setEnforced] == nil && rs.tries() {
+			if err := addVersions(c, table, setEnforced, left); err != nil {
 				return err
 			}
 		}

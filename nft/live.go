@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
@@ -153,5 +154,21 @@ func (rs ruleset) unsettled(p present) bool {
 	for name := range p.sets {
 		changed = changed || strings.HasPrefix(name, setLive) && !wanted[name]
 	}
-	return changed && wanted[setSettling]
+	if audited := chainAudited + "-" + chainOutput; p.chains[audited] != nil {
+		changed = changed || !slices.ContainsFunc(rs.chains, func(c chain) bool { return c.name == audited })
+	}
+	return changed && rs.apart()
+}
+
+// apart reports whether the ruleset tells this machine's programs apart.
+func (rs ruleset) apart() bool {
+	return slices.ContainsFunc(rs.sets, func(s set) bool { return s.name == setSettling })
+}
+
+// letSettle lets live connections become known from now on.
+func letSettle(c *nftables.Conn, table *nftables.Table) error {
+	for _, name := range []string{setSettling, forVersion(setBegun, true), forVersion(setBegun, false)} {
+		c.FlushSet(&nftables.Set{Name: name, Table: table}) // time begins anew
+	}
+	return addVersions(c, table, setSettling, liveFor)
 }

@@ -18,6 +18,8 @@ type ruleset struct {
 	counters []counter
 	sets     []set // those of grants among them
 	chains   []chain
+
+	trial time.Time // until when what passes in audit is refused
 }
 
 type chain struct {
