@@ -247,6 +247,9 @@ var (
 	// cannot have a grant for an address of that IP version.
 	ErrScope = errors.New("nobody like the asker can have such a grant")
 
+	// ErrNoAudit means that there is nothing to try out.
+	ErrNoAudit = errors.New("nothing is in audit: all is enforced already")
+
 	// ErrLate means that Grant has waited as long as it may.
 	ErrLate = errors.New("the firewall has not confirmed the address in time")
 

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
@@ -17,7 +16,7 @@ import (
 type contents struct {
 	flags    uint32              // of the table
 	elements map[string][]string // of sets with timeouts, by set
-	counters map[string]string   // of the last rule, by chain
+	counters map[string]backend.Count
 }
 
 // print writes the table as `nft list table` does, which also names its owner.
@@ -25,6 +24,10 @@ func (rs ruleset) print(w io.Writer, now contents) {
 	fmt.Fprintf(w, "table inet %s {\n", rs.table)
 	if now.flags != 0 {
 		fmt.Fprintf(w, "\tflags %s\n\n", flagsText(now.flags))
+	}
+	for _, n := range rs.counters {
+		count := now.counters[n.name]
+		fmt.Fprintf(w, "\tcounter %s {\n\t\tcomment \"%s\"\n\t\tpackets %d bytes %d\n\t}\n\n", n.name, fit(n.comment), count.Packets, count.Bytes)
 	}
 	for _, s := range rs.sets {
 		fmt.Fprintf(w, "\tset %s {\n\t\ttype %s\n", s.name, s.key.key().Name)
@@ -59,11 +62,7 @@ func (rs ruleset) print(w io.Writer, now contents) {
 			fmt.Fprintf(w, "\t\t%s\n", c.base.text)
 		}
 		for _, r := range c.rules {
-			text := r.String()
-			if counted := now.counters[c.name]; counted != "" {
-				text = strings.Replace(text, counter.text, counted, 1)
-			}
-			fmt.Fprintf(w, "\t\t%s\n", text)
+			fmt.Fprintf(w, "\t\t%s\n", r)
 		}
 		fmt.Fprint(w, "\t}\n")
 	}
@@ -122,7 +121,7 @@ func Print(w io.Writer, r backend.Rules) error {
 }
 
 func (rs ruleset) read() (contents, error) {
-	now := contents{0, map[string][]string{}, map[string]string{}}
+	now := contents{elements: map[string][]string{}}
 	c, err := nftables.New()
 	if err != nil {
 		return now, err
@@ -142,24 +141,21 @@ func (rs ruleset) read() (contents, error) {
 		}
 		slices.SortFunc(elements, func(a, b nftables.SetElement) int { return s.key.compare(a.Key, b.Key) })
 		for _, e := range elements {
-			now.elements[s.name] = append(now.elements[s.name],
-				fmt.Sprintf("%s timeout %s expires %s", s.key.text(e.Key), duration(e.Timeout), duration(e.Expires)))
-		}
-	}
-	for _, ch := range rs.chains {
-		rules, err := c.GetRules(table, &nftables.Chain{Table: table, Name: ch.name})
-		if err != nil {
-			return now, err
-		}
-		for _, r := range rules {
-			for _, e := range r.Exprs {
-				if e, ok := e.(*expr.Counter); ok {
-					now.counters[ch.name] = fmt.Sprintf("counter packets %d bytes %d", e.Packets, e.Bytes)
-				}
+			count := ""
+			if e.Counter != nil {
+				count = fmt.Sprintf(" counter packets %d bytes %d", e.Counter.Packets, e.Counter.Bytes)
 			}
+			now.elements[s.name] = append(now.elements[s.name],
+				fmt.Sprintf("%s%s timeout %s expires %s", s.key.text(e.Key), count, duration(e.Timeout), duration(e.Expires)))
 		}
 	}
-	return now, nil
+	own, err := openSocket()
+	if err != nil {
+		return now, err
+	}
+	defer own.close()
+	now.counters, err = own.counters(rs.table)
+	return now, err
 }
 
 // flagsText names a table's flags as nft does; before 1.1 it does not know persist.

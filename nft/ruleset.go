@@ -13,10 +13,13 @@ import (
 // A ruleset is a whole table as data: compile.go turns it into netlink messages
 // and print.go into the text that `nft list table` shows of it.
 type ruleset struct {
-	table  string
-	grants grantSets
-	sets   []set // those of grants among them
-	chains []chain
+	table    string
+	grants   grantSets
+	counters []counter
+	sets     []set // those of grants among them
+	chains   []chain
+
+	trial time.Time // until when what passes in audit is refused
 }
 
 type chain struct {
@@ -95,6 +98,7 @@ func newRuleset(r backend.Rules) ruleset {
 		o := rs.output(r)
 		rs.sets = append(rs.sets, o.liveSets(r.MaxGrants)...)
 	}
+	rs.addDenials(r)
 	for _, c := range classesOf(r) {
 		rs.sets = append(rs.sets, c.sets()...)
 	}
@@ -123,25 +127,28 @@ func newRuleset(r backend.Rules) ruleset {
 
 // output is the opening of what this machine sends.
 func (rs *ruleset) output(r backend.Rules) opening {
-	return opening{chainOutput, rs.grants.opening(r.LocalHolders, true), r.DNSPorts, r.Linger}
+	d := newDenial(r, backend.Output)
+	return opening{chainOutput, rs.grants.opening(r.LocalHolders, true), r.DNSPorts, r.Linger, d.verdict()}
 }
 
 // addChains adds the chains, each after those that its rules send packets to.
 func (rs *ruleset) addChains(r backend.Rules) {
 	if r.Local {
 		o := rs.output(r)
-		u := resolvers{r.Upstream, r.Self}
+		u := resolvers{r.Upstream, r.Self, o.refuse}
 		rs.chains = append(slices.Concat(rs.chains, u.chains(), o.chains(), o.liveChains()), chain{chainOutput, &outputBase, slices.Concat(
-			preamble(u.live(), o.live(), o.known()), dhcpClient(accept), allowed("allowed-local", accept), u.open(), u.shut(), o.rules(), refuse())})
+			preamble(o.refuse, u.live(), o.live(), o.known()), dhcpClient(accept), allowed("allowed-local", accept), u.open(), u.shut(), o.rules(), refuse(o.refuse))})
 	}
 	if r.Gateway {
 		var unguarded []rule
 		if len(r.Interfaces) > 0 {
 			unguarded = []rule{{"comes in by an interface that is not guarded", []match{notGuarded}, accept}}
 		}
-		o := opening{chainForward, rs.grants.opening(r.GatewayHolders, false), r.DNSPorts, r.Linger}
+		d := newDenial(r, backend.Forward)
+		o := opening{chainForward, rs.grants.opening(r.GatewayHolders, false), r.DNSPorts, r.Linger, d.verdict()}
+		u := resolvers{to: r.Upstream, refuse: o.refuse}
 		rs.chains = append(append(rs.chains, o.chains()...), chain{chainForward, &forwardBase, slices.Concat(
-			unguarded, preamble(o.live()), allowed("allowed-gateway", accept), (&resolvers{to: r.Upstream}).shut(), o.rules(), refuse())})
+			unguarded, preamble(o.refuse, o.live()), allowed("allowed-gateway", accept), u.shut(), o.rules(), refuse(o.refuse))})
 		if r.Capture != 0 {
 			rs.chains = append(rs.chains, newCapture(r))
 		}
@@ -150,16 +157,16 @@ func (rs *ruleset) addChains(r backend.Rules) {
 
 // preamble is what every guarded chain begins with. Packets of live connections go
 // by the rules for them.
-func preamble(live ...[]rule) []rule {
-	return slices.Concat([]rule{{"belongs to no connection", []match{ctState("invalid")}, drop}}, slices.Concat(live...), []rule{
+func preamble(refuse verdict, live ...[]rule) []rule {
+	return slices.Concat([]rule{{unconnected, []match{ctState("invalid")}, refuse}}, slices.Concat(live...), []rule{
 		// A SYN may come from somebody else who has the port now: of a connection that was
 		// reset, connection tracking takes it for a part for some seconds.
 		{"live connections go on", []match{ctState("established"), tcpNoOpening}, accept},
 		{"live connections go on", []match{ctState("established"), notTCP}, accept},
 		{"what belongs to them", []match{ctState("related")}, accept},
 		loopback(accept),
-		{"no route that the sender has laid down", []match{ipOption("lsrr", 131)}, drop},
-		{"no route that the sender has laid down", []match{ipOption("ssrr", 137)}, drop},
+		{laidDown, []match{lsrr}, refuse},
+		{laidDown, []match{ssrr}, refuse},
 		{"TCP connections older than the guard", []match{selector{ipProtocol}.in(setArming), ctState("new"), tcpMidStream}, accept},
 		// A router lowers the hop limit, so nothing off the link can say 255
 		// (RFC 4861, section 3.1), and 1 never leaves it (RFC 3810, section 5).
@@ -204,13 +211,14 @@ type opening struct {
 	sets   []*grantSet
 	dns    bool          // the ports of DNS as well
 	linger time.Duration // after a packet; 0 is no longer than the grant
+	refuse verdict       // of what it does not open
 }
 
 // rules let through what holders of grants send where they may, but no questions to
 // other resolvers.
 func (o *opening) rules() (rules []rule) {
 	if !o.dns {
-		rules = append(rules, rule{"no DNS answer opens another resolver", []match{tcpOrUDP, dnsPorts}, rejectProhibited})
+		rules = append(rules, rule{"no DNS answer opens another resolver", []match{tcpOrUDP, dnsPorts}, o.refuse})
 	}
 	if o.linger > 0 {
 		rules = append(rules, rule{stayOpen, nil, jump(o.lingerChain())})
@@ -225,6 +233,6 @@ func (o *opening) rules() (rules []rule) {
 	return rules
 }
 
-func refuse() []rule {
-	return []rule{{"no DNS answer has opened this address", []match{counter}, rejectProhibited}}
+func refuse(v verdict) []rule {
+	return []rule{{"no DNS answer has opened this address", nil, v}}
 }

@@ -91,7 +91,13 @@ func goldenRules(t testing.TB) map[string]backend.Rules {
 	linger.Capture, linger.Linger = 5353, 10*time.Minute+30*time.Second
 	linger.LocalHolders = []backend.Holder{backend.Everyone, backend.Unit}
 	linger.Classes = map[backend.Class]backend.Predicates{1: {Ports: []backend.Ports{{Protocol: 6, First: 443, Last: 443}}}}
+
+	audit := linger
+	audit.Capture, audit.AuditLocal, audit.AuditGateway, audit.LogGroup = 0, true, true, 5300
+	auditGateway := both
+	auditGateway.AuditGateway, auditGateway.LogGroup = true, 1
 	return map[string]backend.Rules{
+		"audit": audit, "audit-gateway": auditGateway,
 		"local": local, "gateway": gateway, "both": both, "everything": everything,
 		"applications": applications, "classes": classes, "capture": capture, "linger": linger,
 	}

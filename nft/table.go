@@ -79,6 +79,7 @@ func (w *writer) arm(r backend.Rules) error {
 		return err
 	}
 	rs, first := newRuleset(r), !w.opened
+	rs.trial = w.trial
 	w.forget(r)
 	var stood present
 	lost := false
@@ -104,6 +105,7 @@ func (w *writer) arm(r backend.Rules) error {
 		w.putBackGrants()
 	}
 	w.free = nil
+	w.rememberTrial(first)
 	w.lookAround()
 	w.enforce(len(w.restore) == 0)
 	return nil
