@@ -15,6 +15,7 @@ import (
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
+	"github.com/destination-guard/coredns-ip-destination-guard/why"
 )
 
 // guard is the engine: one a process, shared by all server blocks, outliving
@@ -27,12 +28,14 @@ type guard struct {
 	settings atomic.Pointer[settings]
 	onLink   atomic.Pointer[[]netip.Prefix] // networks of this machine's own wires
 	seed     maphash.Seed                   // of names
+	history  *why.History
 
 	arming    sync.Mutex
 	rules     backend.Rules // in force
 	classes   []string      // by number, in words; the first is any
 	units     units         // nil unless the Corefile names some
 	unitPaths []string
+	switched  switched // by people, while running
 
 	// What the machine is asked with: around from when it is armed first, askers
 	// from when it is armed with a scope of applications first.
@@ -57,6 +60,7 @@ func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backen
 		now:      now,
 		host:     host,
 		seed:     maphash.MakeSeed(),
+		history:  why.NewHistory(why.Size),
 		classes:  []string{""},
 		up:       make(chan struct{}),
 		failures: rate.Sometimes{First: 1, Interval: logInterval},
@@ -157,6 +161,7 @@ func (g *guard) hold(ctx context.Context, name string, targets []target, now tim
 		return err
 	}
 	answersHeld.Inc()
+	g.renewed(name, targets)
 	return nil
 }
 

@@ -49,6 +49,7 @@ type machine struct {
 	onLink []netip.Prefix
 	units  []backend.Cgroup
 	before []backend.Holder // who may have local grants from before a reload
+	audit  switched         // what has been switched while running
 }
 
 // classes are the named ones, with their units as they are now.
@@ -112,7 +113,7 @@ func (g *guard) arm(s *settings) (err error) {
 
 // enforce has the kernel enforce what the settings mean on the machine as it is now.
 func (g *guard) enforce(s *settings, units units) error {
-	m := machine{before: g.rules.LocalHolders}
+	m := machine{before: g.rules.LocalHolders, audit: g.switched}
 	if s.gateway() { // also with scope any, where clients' grants from before go on
 		m.onLink = g.around.OnLink()
 	}

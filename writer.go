@@ -83,7 +83,11 @@ func (q *query) permitted(m *dns.Msg) (*dns.Msg, error) {
 	if err != nil {
 		return nil, err
 	}
-	return m, g.permit(q.Context, scope, q.question.Name, targets)
+	if err := g.permit(q.Context, scope, q.question.Name, targets); err != nil {
+		return nil, err
+	}
+	g.remember(q, scope, targets)
+	return m, nil
 }
 
 // strip returns what somebody may know of m: mostly m.
@@ -98,6 +102,7 @@ func (q *query) strip(m *dns.Msg, scope backend.Scope) *dns.Msg {
 		return m // an address has ceased to be our own in between
 	}
 	g.stripped(q.question, s)
+	g.rememberStripped(q, scope, s)
 	if s.empty {
 		explain(m, q.request, dns.ExtendedErrorCodeFiltered, fmt.Sprintf("stripped %v: %s", s.first, s.why.Why))
 	}

@@ -74,6 +74,11 @@ func (h *History) News(hash uint64) bool {
 	return true
 }
 
+// Forget makes what hashes to this news again.
+func (h *History) Forget(hash uint64) {
+	h.seen[hash%uint64(len(h.seen))].CompareAndSwap(hash, 0)
+}
+
 // Record remembers an answer, in the place of an earlier one with the same name,
 // address and holder, or of that which has been recorded least recently.
 func (h *History) Record(a Answer) {

@@ -131,6 +131,11 @@ func TestNewsOnce(t *testing.T) {
 			t.Errorf("%d: %d is news: %v", i, tt.hash, got)
 		}
 	}
+	h.Forget(7)
+	h.Forget(8 + 1<<15) // which is not there
+	if h.News(8) || !h.News(7) {
+		t.Error("what is forgotten is no news, or what is not")
+	}
 	if n := testing.AllocsPerRun(100, func() { h.News(9) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
