@@ -13,6 +13,7 @@ import (
 	"github.com/miekg/dns"
 	"golang.org/x/time/rate"
 
+	"github.com/destination-guard/coredns-ip-destination-guard/admin"
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
 	"github.com/destination-guard/coredns-ip-destination-guard/why"
@@ -45,8 +46,13 @@ type guard struct {
 
 	up        chan struct{} // closed when it is armed first
 	enforcing atomic.Bool   // the rules stand in the kernel
-	closed    atomic.Bool   // nothing is granted any more
-	removed   atomic.Bool   // on_exit remove has been carried out: nothing is guarded
+	started   time.Time
+	serving   sync.Mutex
+	socket    *admin.Server // for people; nil is none
+
+	ending  sync.Mutex
+	closed  atomic.Bool // nothing is granted any more
+	removed atomic.Bool // on_exit remove has been carried out, or somebody has disarmed: nothing is guarded
 
 	failures rate.Sometimes // for the log
 	repairs  rate.Sometimes
@@ -58,6 +64,7 @@ func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backen
 	g := &guard{
 		inForce:  expiry.NewTable[backend.Key](now()),
 		now:      now,
+		started:  now(),
 		host:     host,
 		seed:     maphash.MakeSeed(),
 		history:  why.NewHistory(why.Size),
@@ -95,8 +102,14 @@ func (g *guard) armed() bool { return g.settings.Load() != &defaultSettings }
 
 // close ends the guard's work. Answers that come after it get SERVFAIL, or pass
 // when nothing is refused any more.
-func (g *guard) close() error {
-	leave := g.settings.Load().onExit
+func (g *guard) close() error { return g.end(g.settings.Load().onExit) }
+
+func (g *guard) end(leave backend.Leave) error {
+	g.ending.Lock()
+	defer g.ending.Unlock()
+	if g.closed.Load() {
+		return nil
+	}
 	err := g.backend.Close(leave)
 	if err == nil && leave == backend.Remove {
 		g.removed.Store(true)

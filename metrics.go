@@ -27,11 +27,12 @@ var (
 	grantsIPv6 = grants.WithLabelValues("ipv6")
 
 	grantChanges = counters("grant_changes_total",
-		"Grants that were made, renewed, removed because they had expired, and ended early because there were too many.", "change")
+		"Grants that were made, renewed, removed because they had expired, ended early because there were too many, and revoked by people.", "change")
 	grantsMade    = grantChanges.WithLabelValues("made")
 	grantsRenewed = grantChanges.WithLabelValues("renewed")
 	grantsExpired = grantChanges.WithLabelValues("expired")
 	grantsEvicted = grantChanges.WithLabelValues("evicted")
+	grantsRevoked = grantChanges.WithLabelValues("revoked")
 
 	transactionSize = histogram("transaction_grants",
 		"Grants changed in one transaction; their count is that of transactions.", prometheus.ExponentialBuckets(1, 4, 7))
