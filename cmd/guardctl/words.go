@@ -41,7 +41,9 @@ func left(now, until time.Time) string { return why.Round(until.Sub(now)).String
 func ago(now, at time.Time) string { return why.Round(now.Sub(at)).String() + " ago" }
 
 // counted is a number of packets, and their bytes.
-func counted(packets, bytes uint64) string { return fmt.Sprintf("%d packets, %s", packets, size(bytes)) }
+func counted(packets, bytes uint64) string {
+	return fmt.Sprintf("%d packets, %s", packets, size(bytes))
+}
 
 func size(bytes uint64) string {
 	const units = "kMGTPE"
