@@ -106,8 +106,15 @@ func (f Flow) String() string {
 	default:
 		from = fmt.Sprint("user ", f.User)
 	}
-	return fmt.Sprintf("%v: %s to %v, %v", f.Kind, from, f.Addr, Ports{f.Protocol, f.Port, f.Port})
+	what, known := portless[f.Protocol]
+	if !known {
+		what = Ports{f.Protocol, f.Port, f.Port}.String()
+	}
+	return fmt.Sprintf("%v: %s to %v, %s", f.Kind, from, f.Addr, what)
 }
+
+// portless are protocols without ports, by name.
+var portless = map[uint8]string{1: "icmp", 2: "igmp", 4: "ipip", 41: "ipv6", 47: "gre", 50: "esp", 51: "ah", 58: "icmpv6"}
 
 // A Denial is what a flow has come to.
 type Denial struct {

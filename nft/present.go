@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"encoding/binary"
 	"maps"
 	"slices"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
@@ -109,15 +111,34 @@ func readTable(name string) (present, error) {
 			continue
 		}
 		p.chains[ch.Name] = ch
-		rules, err := c.GetRules(table, ch)
-		if err != nil {
-			return p, err
-		}
-		for _, r := range rules {
-			p.rules[ch.Name] = append(p.rules[ch.Name], r.Handle)
-		}
 	}
-	return p, nil
+	p.rules, err = own.rules(name)
+	return p, err
+}
+
+// rules reads the handles of all rules of a table, by chain, in one request: what they
+// say takes the library long to read.
+func (s *socket) rules(table string) (map[string][]uint64, error) {
+	handles := map[string][]uint64{}
+	err := s.request(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, unix.NFPROTO_INET, appendString(nil, unix.NFTA_RULE_TABLE, table), func(data []byte) bool {
+		var in, chain string
+		var handle uint64
+		for typ, value := range attributes(data) {
+			switch {
+			case typ == unix.NFTA_RULE_TABLE:
+				in = cString(value)
+			case typ == unix.NFTA_RULE_CHAIN:
+				chain = cString(value)
+			case typ == unix.NFTA_RULE_HANDLE && len(value) == 8:
+				handle = binary.BigEndian.Uint64(value)
+			}
+		}
+		if in == table {
+			handles[chain] = append(handles[chain], handle)
+		}
+		return true
+	})
+	return handles, err
 }
 
 // hasGrants reports whether sets for grants stand there.
