@@ -158,6 +158,10 @@ no state for that.`,
 		SilenceErrors:     true,
 		DisableAutoGenTag: true,
 		Args:              cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_ = cmd.Help()
+			return errors.New("what is to be done?")
+		},
 	}
 	root.PersistentFlags().StringVar(&g.socket, "socket", admin.DefaultPath, "the guard's admin socket")
 	root.PersistentFlags().BoolVar(&g.json, "json", false, "write JSON, as docs/admin-api.md describes it")
