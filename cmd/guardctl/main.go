@@ -50,7 +50,7 @@ func run(ctx context.Context, args []string, out, errs io.Writer) int {
 		g.client.Close()
 	}
 	code := exitCode(err)
-	if err != nil && err != errNo {
+	if err != nil && !errors.Is(err, errNo) {
 		fmt.Fprintf(errs, "guardctl: %v\n", err)
 		if hint := hintFor(err, g.socket); hint != "" {
 			fmt.Fprintf(errs, "guardctl: %s\n", hint)
@@ -169,7 +169,7 @@ no state for that.`,
 		g.statusCommand(), g.grantsCommand(), g.explainCommand(), g.deniedCommand(),
 		g.revokeCommand(), g.flushCommand(),
 		g.auditCommand(), g.enforceCommand(), g.trialCommand(), g.confirmCommand(), g.disarmCommand(),
-		g.manCommand(),
+		g.doctorCommand(), g.manCommand(),
 	)
 	return root
 }
