@@ -1,6 +1,7 @@
 package flowlog
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
@@ -13,6 +14,11 @@ type Flow struct {
 	First         time.Time // when it was first seen
 	Last          time.Time // when its last packet came
 	Packet        Packet    // the last one that was shown; nothing where none was
+}
+
+// String is a line for people.
+func (f Flow) String() string {
+	return fmt.Sprintf("%v: %d packets, %d bytes", f.Flow, f.Packets, f.Bytes)
 }
 
 // An Event tells of a flow.

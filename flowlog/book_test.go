@@ -1,7 +1,6 @@
 package flowlog
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
@@ -253,9 +252,9 @@ func TestPushedOutFlows(t *testing.T) {
 	}
 }
 
-func TestSpelling(t *testing.T) {
-	e := Event{Flow: Flow{Flow: flow(1), Count: backend.Count{Packets: 3}}}
-	if got := fmt.Sprint(e.Flow.Flow); got != "denied-output: user 1000 to 198.18.0.1, tcp/443" {
+func TestFlowString(t *testing.T) {
+	f := Flow{Flow: flow(1), Count: backend.Count{Packets: 3, Bytes: 180}}
+	if got := f.String(); got != "denied-output: user 1000 to 198.18.0.1, tcp/443: 3 packets, 180 bytes" {
 		t.Error(got)
 	}
 }

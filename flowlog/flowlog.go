@@ -61,17 +61,22 @@ const (
 // New starts to follow what is counted.
 func New(denials backend.Denials, events Observer) *Log {
 	l := newLog(denials, events, time.Now)
-	ctx, cancel := context.WithCancel(context.Background())
-	l.cancel = cancel
-	l.looking.Go(func() { l.run(ctx) })
+	l.follow()
 	return l
 }
 
 func newLog(denials backend.Denials, events Observer, now func() time.Time) *Log {
-	return &Log{denials: denials, events: events, now: now, book: newBook(now()), failing: map[string]bool{}}
+	return &Log{denials: denials, events: events, now: now, cancel: func() {}, book: newBook(now()), failing: map[string]bool{}}
 }
 
-// run looks now and then.
+// follow begins to look now and then.
+func (l *Log) follow() {
+	ctx, cancel := context.WithCancel(context.Background())
+	l.cancel = cancel
+	l.looking.Go(func() { l.run(ctx) })
+}
+
+// run looks until there is an end to it.
 func (l *Log) run(ctx context.Context) {
 	wait := time.NewTimer(0)
 	defer wait.Stop()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strings"
 
 	"github.com/mdlayher/netlink"
@@ -70,7 +71,7 @@ func openGroup(number uint16) (*group, error) {
 	}
 	_ = conn.Close()
 	switch {
-	case errors.Is(err, unix.EBUSY):
+	case errors.Is(err, unix.EPERM) && taken(number):
 		err = fmt.Errorf("another program listens to it: %w", err)
 	case errors.Is(err, unix.EPERM):
 		err = &backend.PermissionError{Need: "CAP_NET_ADMIN", Err: err}
@@ -78,6 +79,18 @@ func openGroup(number uint16) (*group, error) {
 		err = fmt.Errorf("this kernel cannot show packets: %w (nfnetlink_log is needed, CONFIG_NETFILTER_NETLINK_LOG)", err)
 	}
 	return nil, fmt.Errorf("NFLOG group %d: %w", number, err)
+}
+
+// taken reports whether anybody listens to a group. The kernel says the same to who may
+// not because of that and to who may not do anything.
+func taken(number uint16) bool {
+	listeners, _ := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_log")
+	for line := range strings.Lines(string(listeners)) {
+		if fields := strings.Fields(line); len(fields) > 0 && fields[0] == fmt.Sprint(number) {
+			return true
+		}
+	}
+	return false
 }
 
 // configure sends a request and waits until the kernel has done it. Packets may come
