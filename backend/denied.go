@@ -21,8 +21,8 @@ type Auditor interface {
 
 // Denials is a backend that counts what it refuses, and what it lets pass in audit only.
 type Denials interface {
-	// Denied hands over all flows that the enforcer has counted lately, one by one and in
-	// no order. It changes nothing, and disturbs no other method. What happens meanwhile
+	// Denied hands over all flows that the enforcer has counted lately (see [ListedFor]),
+	// one by one and in no order. It changes nothing, and disturbs no other method. What happens meanwhile
 	// may make a flow come twice, or not until the next time.
 	Denied(ctx context.Context, each func(Denial)) error
 
@@ -91,6 +91,9 @@ type Flow struct {
 	Addr netip.Addr // where they go to; never IPv4-mapped
 	Port uint16     // with protocols that have ports
 }
+
+// ListedFor is how long a flow is handed over after its last packet.
+const ListedFor = 2 * time.Minute
 
 // NoUser is nobody's number: user -1.
 const NoUser = ^uint32(0)

@@ -64,7 +64,7 @@ func parseDenial(elem []byte, k backend.Kind, ipv4 bool, now time.Time) (d backe
 		case unix.NFTA_SET_ELEM_EXPIRATION:
 			if len(value) == 8 {
 				left := time.Duration(binary.BigEndian.Uint64(value)) * time.Millisecond
-				d.Last = now.Add(left - listedFor)
+				d.Last = now.Add(left - backend.ListedFor)
 			}
 		case unix.NFTA_SET_ELEM_EXPR:
 			for typ, data := range attributes(value) {

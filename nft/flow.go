@@ -16,14 +16,8 @@ import (
 
 const chainFlows = "flows"
 
-const (
-	// flowsListed is how many flows there may be, of one kind and IP version.
-	flowsListed = 1 << 14
-
-	// listedFor is how long a flow is listed after a packet. Who reads the lists every now
-	// and then misses nothing.
-	listedFor = 2 * time.Minute
-)
+// flowsListed is how many flows there may be, of one kind and IP version.
+const flowsListed = 1 << 14
 
 // sets are those of flows.
 func (d *denial) sets() (sets []set) {
@@ -82,7 +76,7 @@ func flowChain(k backend.Kind) chain {
 	for i := range flowKeys(k.Hook, true) {
 		for _, ipv4 := range []bool{true, false} {
 			key := flowKeys(k.Hook, ipv4)[i]
-			list := countEach(forVersion(k.String(), ipv4), key, listedFor)
+			list := countEach(forVersion(k.String(), ipv4), key, backend.ListedFor)
 			r := rule{commentOf(key), []match{list}, goBack}
 			if key[len(key)-1].text == toPort.text {
 				r.match = []match{withPorts, list}

@@ -20,7 +20,7 @@ type denied struct {
 }
 
 // Deny has so much of a flow denied now, as if packets had come. The flow stays until the
-// clock says that it is two minutes later.
+// clock says that this is long ago.
 func (b *Backend) Deny(f backend.Flow, count backend.Count) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -60,7 +60,7 @@ func add(to *backend.Count, count backend.Count) {
 func (b *Backend) endDeniedLocked() {
 	now := b.now()
 	for f, d := range b.denied.flows {
-		if now.Sub(d.Last) >= 2*time.Minute {
+		if now.Sub(d.Last) >= backend.ListedFor {
 			delete(b.denied.flows, f)
 		}
 	}
