@@ -136,14 +136,65 @@ func (a *administration) changed(ctx context.Context, err error) (admin.Status, 
 }
 
 // Denied implements [admin.Guard].
-func (a *administration) Denied(context.Context, admin.DeniedQuery) (admin.DeniedList, error) {
-	return admin.DeniedList{Flows: []admin.Denied{}}, nil
+func (a *administration) Denied(ctx context.Context, q admin.DeniedQuery) (admin.DeniedList, error) {
+	list := admin.DeniedList{Flows: []admin.Denied{}}
+	d, err := a.denials()
+	if err != nil {
+		return list, err
+	}
+	if err := d.log.Look(ctx); err != nil { // or the last seconds would be missing
+		return list, err
+	}
+	for _, f := range d.log.Flows() {
+		if f.Last.Before(q.Since) {
+			continue
+		}
+		if list.More = len(list.Flows) == admin.MaxList; list.More {
+			break
+		}
+		list.Flows = append(list.Flows, d.describe(&f, d.judged(&f)))
+	}
+	return list, nil
 }
 
 // Follow implements [admin.Guard].
-func (a *administration) Follow(ctx context.Context, _ func(admin.Denied) error) error {
-	<-ctx.Done()
-	return ctx.Err()
+func (a *administration) Follow(ctx context.Context, each func(admin.Denied) error) error {
+	d, err := a.denials()
+	if err != nil {
+		return err
+	}
+	flows := make(chan admin.Denied, 256)
+	d.mu.Lock()
+	d.followers[flows] = true
+	d.mu.Unlock()
+	defer func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.followers, flows)
+	}()
+	for {
+		select {
+		case f := <-flows:
+			if err := each(f); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// denials are what is denied, of a guard that is armed.
+func (a *administration) denials() (*denied, error) {
+	if err := a.guard.ready(); err != nil {
+		return nil, err
+	}
+	a.guard.arming.Lock()
+	defer a.guard.arming.Unlock()
+	if a.guard.denied == nil {
+		return nil, fmt.Errorf("%w: what enforces here does not count what it refuses", admin.ErrUnsupported)
+	}
+	return a.guard.denied, nil
 }
 
 // namesFor are the names whose answers have opened an address to a holder.

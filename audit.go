@@ -20,6 +20,7 @@ func (g *guard) switchAudit(ctx context.Context, hooks []backend.Hook, audited b
 	if err != nil {
 		return err
 	}
+	g.lookAtDenied(ctx)
 	g.arming.Lock()
 	defer g.arming.Unlock()
 	before := g.switched
@@ -35,6 +36,16 @@ func (g *guard) switchAudit(ctx context.Context, hooks []backend.Hook, audited b
 	}
 	log.Warningf("Switched from the admin socket: %s", g.auditedLocked())
 	return nil
+}
+
+// lookAtDenied reads what has been denied in audit until now: its lists end with it.
+func (g *guard) lookAtDenied(ctx context.Context) {
+	g.arming.Lock()
+	d := g.denied
+	g.arming.Unlock()
+	if d != nil {
+		_ = d.log.Look(ctx)
+	}
 }
 
 // try has what is in audit enforced for so long.

@@ -37,6 +37,7 @@ type guard struct {
 	units     units         // nil unless the Corefile names some
 	unitPaths []string
 	switched  switched // by people, while running
+	denied    *denied  // nil where the backend does not count
 
 	// What the machine is asked with: around from when it is armed first, askers
 	// from when it is armed with a scope of applications first.
@@ -115,6 +116,10 @@ func (g *guard) end(leave backend.Leave) error {
 		g.removed.Store(true)
 	}
 	g.closed.Store(true) // before nobody knows any more who asks
+	g.arming.Lock()
+	told := g.denied
+	g.arming.Unlock()
+	told.close() // which may ask for the lock meanwhile
 	g.arming.Lock()
 	defer g.arming.Unlock()
 	if g.around != nil {

@@ -78,8 +78,12 @@ func (g *guard) arm(s *settings) (err error) {
 		g.own = g.around.Own
 		go g.follow(g.around.Changed())
 	}
-	if g.askers == nil && s.scope == scopeApplication {
-		if g.askers, err = g.host.askers(); err != nil {
+	if g.askers == nil && s.local() {
+		// Without scope application it is only to tell people who was refused.
+		switch who, err := g.host.askers(); {
+		case err == nil:
+			g.askers = who
+		case s.scope == scopeApplication:
 			return fmt.Errorf("scope application: who asks cannot be known: %w", err)
 		}
 	}
@@ -105,7 +109,9 @@ func (g *guard) arm(s *settings) (err error) {
 	if err != nil {
 		return err
 	}
-	if g.settings.Swap(s) == &defaultSettings {
+	first := g.settings.Swap(s) == &defaultSettings
+	g.followDeniedLocked()
+	if first {
 		close(g.up)
 	}
 	return nil

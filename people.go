@@ -34,10 +34,8 @@ func (g *guard) call(s backend.Scope) string {
 
 // unitOf is the path of a cgroup's unit, or nothing if it is not known or gone.
 func (g *guard) unitOf(cgroup uint64) string {
-	g.arming.Lock()
-	askers := g.askers
-	g.arming.Unlock()
-	if askers == nil || g.closed.Load() {
+	askers := g.programs()
+	if askers == nil {
 		return ""
 	}
 	unit, err := askers.Unit(context.Background(), cgroup)
@@ -45,6 +43,16 @@ func (g *guard) unitOf(cgroup uint64) string {
 		return ""
 	}
 	return unit.Path
+}
+
+// programs knows those of this machine, or is nil.
+func (g *guard) programs() askers {
+	g.arming.Lock()
+	defer g.arming.Unlock()
+	if g.closed.Load() {
+		return nil
+	}
+	return g.askers
 }
 
 // userName is a user's name, or number.
@@ -125,12 +133,18 @@ func programOf(userText, unitText string) (*why.Program, error) {
 	if err != nil {
 		return nil, err
 	}
-	for path := unit.Path; len(path) > 1; path = path[:strings.LastIndexByte(path, '/')] {
-		if above, err := identity.UnitAt(path); err == nil && above.ID != 0 {
-			p.Cgroups = append(p.Cgroups, above.ID)
+	p.Cgroups = cgroupsAbove(unit.Path)
+	return p, nil
+}
+
+// cgroupsAbove are the numbers of a cgroup and of those above it.
+func cgroupsAbove(path string) (all []uint64) {
+	for ; len(path) > 1; path = path[:strings.LastIndexByte(path, '/')] {
+		if c, err := identity.UnitAt(path); err == nil && c.ID != 0 {
+			all = append(all, c.ID)
 		}
 	}
-	return p, nil
+	return all
 }
 
 // link is the scope of a client by its Ethernet address, as far as it is known.

@@ -261,6 +261,7 @@ func started(instance *caddy.Instance) {
 			log.Errorf("The rules of the new Corefile cannot be put in force, the previous ones stay: %v", err)
 			return
 		}
+		g.listen(gen.settings)
 		log.Infof("In force: mode %s, table inet %s", gen.settings.mode, gen.settings.table)
 		if text := g.audited(); text != "" {
 			log.Warning(text)
