@@ -25,11 +25,11 @@ type guarded struct {
 	*testing.T
 	*Log
 	*diary
-	enforcer           *nft.Backend
-	lab                *netlab.Lab
-	here, client       *netlab.Host
-	lan                uint32 // index
-	clientEther, world string
+	enforcer     *nft.Backend
+	lab          *netlab.Lab
+	here, client *netlab.Host
+	lan          uint32 // index
+	clientEther  string
 }
 
 func guard(t *testing.T, rules backend.Rules) *guarded {
