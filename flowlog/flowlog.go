@@ -17,7 +17,8 @@ type Observer interface {
 	// Denied: a flow begins, or goes on. There are some 50 events in a second at most.
 	Denied(Event)
 
-	// Failed: the operation op ("look", "listen") has failed, and is tried again.
+	// Failed: the operation op has failed: "look", which is tried again, or "listen", which
+	// leaves it to looking.
 	Failed(op string, err error)
 }
 
@@ -199,7 +200,7 @@ func (l *Log) Listen(number uint16) (err error) {
 // unlisten ends listening. The caller has the lock.
 func (l *Log) unlisten() {
 	if l.group != nil {
-		_ = l.group.conn.Close()
+		l.group.close()
 		l.hearing.Wait()
 	}
 	l.group, l.number = nil, 0
@@ -212,7 +213,10 @@ func (l *Log) hear(g *group) {
 			l.tell(func(now time.Time) (Event, bool) { return l.book.shown(&s, now) })
 		})
 		if err != nil {
-			return // it is closed: what else there is has been dealt with
+			if !g.closed.Load() {
+				l.succeeded("listen", err)
+			}
+			return
 		}
 		l.mu.Lock()
 		l.lost += lost

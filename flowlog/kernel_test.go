@@ -25,11 +25,11 @@ type guarded struct {
 	*testing.T
 	*Log
 	*diary
-	enforcer           *nft.Backend
-	lab                *netlab.Lab
-	here, client       *netlab.Host
-	lan                uint32 // index
-	clientEther, world string
+	enforcer     *nft.Backend
+	lab          *netlab.Lab
+	here, client *netlab.Host
+	lan          uint32 // index
+	clientEther  string
 }
 
 func guard(t *testing.T, rules backend.Rules) *guarded {
@@ -201,7 +201,7 @@ func TestGroups(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer other.conn.Close()
+	defer other.close()
 	for range 2 {
 		if err := g.Listen(7); err == nil || !strings.Contains(err.Error(), "NFLOG group 7: another program listens to it") {
 			t.Errorf("a group that is taken: %v", err)

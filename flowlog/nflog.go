@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -46,8 +47,15 @@ const (
 
 // group is an NFLOG group that is listened to.
 type group struct {
-	conn *netlink.Conn
-	next uint32 // the number that the next packet should have
+	conn   *netlink.Conn
+	next   uint32 // the number that the next packet should have
+	closed atomic.Bool
+}
+
+// close ends a read that waits, too.
+func (g *group) close() {
+	g.closed.Store(true)
+	_ = g.conn.Close()
 }
 
 // openGroup has the kernel show a group's packets to us, and to nobody else.
