@@ -59,7 +59,7 @@ func (g *guard) followDeniedLocked() {
 	d := &denied{guard: g, reasons: map[backend.Flow]judgement{}, followers: map[chan admin.Denied]bool{}}
 	d.lines.SetLimit(linesPerSecond)
 	d.lines.SetBurst(linesAtOnce)
-	d.log = flowlog.New(denials, (*deniedObserver)(d))
+	d.log = flowlog.New(denials, (*deniedObserver)(d), g.now)
 	g.denied = d
 }
 

@@ -48,7 +48,7 @@ func TestDeniedFlowsAreExplained(t *testing.T) {
 		text   string
 	}{
 		{"never", out("192.0.2.9", 443), "never_resolved", "never resolved here"},
-		{"expired", out("192.0.2.2", 443), "expired", "expired 29.5s ago, was b.test (margin 30s)"},
+		{"expired", out("192.0.2.2", 443), "expired", "expired 30s ago, was b.test (margin 30s)"},
 		{"another's", through("192.168.0.9", "192.0.2.1", 443), "other_holder", "granted to 192.168.0.7, not to 192.168.0.9 (the answer for a.test)"},
 		{"its own", through("192.168.0.7", "192.0.2.1", 444), "changed", "would pass now: opened by the answer for a.test"},
 		{"stripped", out("10.1.1.1", 443), "stripped", "stripped: private-use (RFC 1918), in the answer for evil.test"},
