@@ -142,7 +142,14 @@ func (a *administration) Denied(ctx context.Context, q admin.DeniedQuery) (admin
 	if err != nil {
 		return list, err
 	}
-	if err := d.log.Look(ctx); err != nil { // or the last seconds would be missing
+	// The last seconds are not to be missing. But what is only counted says less than what
+	// is shown, which comes a moment late.
+	select {
+	case <-time.After(shownWithin):
+	case <-ctx.Done():
+		return list, ctx.Err()
+	}
+	if err := d.log.Look(ctx); err != nil {
 		return list, err
 	}
 	for _, f := range d.log.Flows() {
@@ -156,6 +163,9 @@ func (a *administration) Denied(ctx context.Context, q admin.DeniedQuery) (admin
 	}
 	return list, nil
 }
+
+// shownWithin is how late the kernel shows a packet.
+const shownWithin = 150 * time.Millisecond
 
 // Follow implements [admin.Guard].
 func (a *administration) Follow(ctx context.Context, each func(admin.Denied) error) error {

@@ -21,7 +21,7 @@ import (
 type denied struct {
 	guard *guard
 	log   *flowlog.Log
-	lines rate.Limiter // of the log
+	lines *rate.Limiter // of the log
 
 	mu        sync.Mutex // guards what follows
 	reasons   map[backend.Flow]judgement
@@ -34,6 +34,7 @@ type judgement struct {
 	reason     why.Reason
 	text, name string
 	unit       string
+	packet     bool // one has been seen, and not only counted
 }
 
 // What reasons people are told beside those of package why.
@@ -56,9 +57,7 @@ func (g *guard) followDeniedLocked() {
 	if g.denied != nil || !ok {
 		return
 	}
-	d := &denied{guard: g, reasons: map[backend.Flow]judgement{}, followers: map[chan admin.Denied]bool{}}
-	d.lines.SetLimit(linesPerSecond)
-	d.lines.SetBurst(linesAtOnce)
+	d := &denied{guard: g, lines: rate.NewLimiter(linesPerSecond, linesAtOnce), reasons: map[backend.Flow]judgement{}, followers: map[chan admin.Denied]bool{}}
 	d.log = flowlog.New(denials, (*deniedObserver)(d), g.now)
 	g.denied = d
 }
@@ -119,6 +118,7 @@ func verb(audited bool) string {
 
 // judge finds out why a flow was denied when its last packet came.
 func (d *denied) judge(f *flowlog.Flow) (j judgement) {
+	j.packet = f.Packet.Source.IsValid()
 	var program *why.Program
 	if f.Hook == backend.Output && f.User != backend.NoUser {
 		program = &why.Program{User: f.User}
@@ -212,13 +212,15 @@ func (d *denied) remember(f backend.Flow, j judgement) {
 	d.reasons[f] = j
 }
 
-// judged is why a flow was denied: as it was told, or if it never was, as it seems now.
+// judged is why a flow was denied: as it was told, or if it never was, or a packet says
+// more since, as it seems now.
 func (d *denied) judged(f *flowlog.Flow) judgement {
 	d.mu.Lock()
 	j, ok := d.reasons[f.Flow]
 	d.mu.Unlock()
-	if !ok {
+	if !ok || f.Packet.Source.IsValid() && !j.packet {
 		j = d.judge(f)
+		d.remember(f.Flow, j)
 	}
 	return j
 }

@@ -211,3 +211,5 @@ func (c *caseWorld) sent(s suspect, source string, to netip.Addr, protocol uint8
 		return p.destination == to && p.protocol == protocol && len(p.payload) >= at+2 && slices.Equal(p.payload[at:at+2], id)
 	}) > 0
 }
+
+func mustAddr(text string) netip.Addr { return netip.MustParseAddr(text) }
