@@ -169,7 +169,7 @@ no state for that.`,
 		g.statusCommand(), g.grantsCommand(), g.explainCommand(), g.deniedCommand(),
 		g.revokeCommand(), g.flushCommand(),
 		g.auditCommand(), g.enforceCommand(), g.trialCommand(), g.confirmCommand(), g.disarmCommand(),
-		g.watchCommand(), g.learnCommand(), g.doctorCommand(), g.manCommand(),
+		g.watchCommand(), g.learnCommand(), g.reportCommand(), g.doctorCommand(), g.manCommand(),
 	)
 	return root
 }
