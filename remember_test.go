@@ -114,3 +114,29 @@ func BenchmarkRemember(b *testing.B) {
 		g.remember(q, thisMachine, targets)
 	}
 }
+
+// A client that loses some of the addresses is told so, if it can read it; and one that
+// has none of the other IP version is not told each time.
+func TestStrippedAnswersSaySo(t *testing.T) {
+	for _, tt := range []struct{ from, answer, want string }{
+		{"10.0.0.7", "a.test. 60 A 8.8.8.8\na.test. 60 A 10.1.1.1", "ipdestinationguard: stripped 10.1.1.1: private-use (RFC 1918)"},
+		{"10.0.0.7", "a.test. 60 A 10.1.1.1", "ipdestinationguard: stripped 10.1.1.1: private-use (RFC 1918)"},
+		{"10.0.0.7", "a.test. 60 A 8.8.8.8", ""},
+		{"10.0.0.7", "a.test. 60 A 8.8.8.8\na.test. 60 AAAA 2606::1", ""},
+	} {
+		r := newRig(t, "ipdestinationguard nft-gateway")
+		c := r.clientAt(tt.from + ":1000")
+		m := request(t, "a.test. ANY")
+		m.SetEdns0(1232, false)
+		if _, err := c.serve(m, answering(t, tt.answer)); err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		if opt := c.Msg.IsEdns0(); opt != nil && len(opt.Option) > 0 {
+			got = opt.Option[0].(*dns.EDNS0_EDE).ExtraText
+		}
+		if got != tt.want {
+			t.Errorf("%s: %q, want %q", tt.answer, got, tt.want)
+		}
+	}
+}

@@ -103,7 +103,7 @@ func (q *query) strip(m *dns.Msg, scope backend.Scope) *dns.Msg {
 	}
 	g.stripped(q.question, s)
 	g.rememberStripped(q, scope, s)
-	if s.empty {
+	if s.empty || s.why != unreachable { // which is so for each routed client
 		explain(m, q.request, dns.ExtendedErrorCodeFiltered, fmt.Sprintf("stripped %v: %s", s.first, s.why.Why))
 	}
 	return m

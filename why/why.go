@@ -58,6 +58,7 @@ const (
 	Stripped      Reason = "stripped"
 	DNSPort       Reason = "dns_port"
 	OthersAsk     Reason = "others_ask" // resolvers that only CoreDNS may ask
+	Unassigned    Reason = "unassigned" // an address of a route's pool that no name has
 )
 
 // A Verdict is what becomes of a flow, and why.
@@ -81,9 +82,14 @@ type Knowledge struct {
 	InForce func(backend.Key) (until time.Time, confirmed bool) // see expiry.Table.Lookup
 	Answers func(netip.Addr) []Answer                           // the latest first
 	Own     func(netip.Addr) bool                               // addresses of this machine
-	Margin  time.Duration                                       // for the text
-	Call    func(backend.Scope) string                          // what people call a holder; nil is as it is
-	Now     time.Time
+
+	// Mapped returns whose address of a route's pool it is, and the real one behind it. Without
+	// it, each such address is taken for somebody's.
+	Mapped func(netip.Addr) (name string, real netip.Addr, ok bool)
+
+	Margin time.Duration              // for the text
+	Call   func(backend.Scope) string // what people call a holder; nil is as it is
+	Now    time.Time
 }
 
 // Explain says what becomes of a flow. It takes the way of the packet through the chain.
@@ -99,6 +105,8 @@ func (k *Knowledge) Explain(f *Flow) Verdict {
 		return pass(Unguarded, "what the machine %s is not guarded in this mode", f.does())
 	case f.Forwarded && f.In != "" && len(k.Rules.Interfaces) > 0 && !slices.Contains(k.Rules.Interfaces, f.In):
 		return pass(Unguarded, "it comes in by %s, which is not among the interfaces that are guarded", f.In)
+	case k.pooled(f.To) && !(f.Forwarded && k.Rules.Capture != 0 && f.asks() && f.Port == 53):
+		return k.mapped(f)
 	case f.Forwarded && k.Rules.Capture != 0 && f.asks() && f.Port == 53:
 		return pass(Captured, "CoreDNS answers it itself (capture)")
 	case contains(k.Rules.Allowed, f.To):
@@ -116,6 +124,28 @@ func (k *Knowledge) Explain(f *Flow) Verdict {
 		return refuse(DNSPort, "dns port: no answer opens another resolver")
 	}
 	return k.grants(f)
+}
+
+// pooled reports whether an address is of a route's pool.
+func (k *Knowledge) pooled(addr netip.Addr) bool {
+	return slices.ContainsFunc(k.Rules.Routes, func(r backend.Route) bool { return contains(r.Pools, addr) })
+}
+
+// mapped is what becomes of packets to an address of a pool: only a grant opens it.
+func (k *Knowledge) mapped(f *Flow) Verdict {
+	if k.Mapped == nil {
+		return k.grants(f)
+	}
+	name, real, ok := k.Mapped(f.To)
+	switch {
+	case !ok:
+		return refuse(Unassigned, "unassigned: an address of a route's pool that no name has now")
+	case k.Own != nil && k.Own(real):
+		return refuse(Stripped, "mapped address of %s, behind which is an address of this machine", Plain(name))
+	}
+	v := k.grants(f)
+	v.Text = fmt.Sprintf("mapped address of %s (now %v): %s", Plain(name), real, v.Text)
+	return v
 }
 
 func pass(r Reason, format string, args ...any) Verdict {

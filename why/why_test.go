@@ -192,6 +192,38 @@ func TestExplain(t *testing.T) {
 	}
 }
 
+// An address of a route's pool is opened by grants alone, and said to be whose it is.
+func TestExplainMapped(t *testing.T) {
+	const mapped, free, own, unknown = "100.96.0.1", "100.96.0.2", "100.96.0.3", "100.96.0.4"
+	k := known(map[backend.Key]time.Duration{machine.Key(addr(mapped)): time.Minute, machine.Key(addr(own)): time.Minute})
+	k.Rules.Routes = []backend.Route{{Pools: prefixes("100.96.0.0/11")}}
+	k.Rules.Allowed = prefixes("100.96.0.0/11")
+	k.Mapped = func(a netip.Addr) (string, netip.Addr, bool) {
+		return "www.example.com.", map[netip.Addr]netip.Addr{addr(mapped): addr("192.0.2.1"), addr(own): addr("192.168.0.1"), addr(unknown): addr("192.0.2.2")}[a], a != addr(free)
+	}
+	for _, tt := range []struct {
+		to     string
+		port   uint16
+		passes bool
+		want   Reason
+		text   string
+	}{
+		{mapped, 443, true, Granted, "mapped address of www.example.com (now 192.0.2.1): opened by an answer"},
+		{unknown, 443, false, NeverResolved, "mapped address of www.example.com (now 192.0.2.2): never resolved here"},
+		{free, 443, false, Unassigned, "unassigned"},
+		{own, 443, false, Stripped, "mapped address of www.example.com, behind which is an address of this machine"},
+	} {
+		f := Flow{To: addr(tt.to), Protocol: tcp, Port: tt.port}
+		if v := k.Explain(&f); v.Passes != tt.passes || v.Reason != tt.want || !strings.HasPrefix(v.Text, tt.text) {
+			t.Errorf("%s: %+v, want %s: %s", tt.to, v, tt.want, tt.text)
+		}
+	}
+	k.Mapped = nil
+	if v := k.Explain(&Flow{To: addr(mapped), Protocol: tcp, Port: 443}); !v.Passes {
+		t.Errorf("%+v", v)
+	}
+}
+
 func TestPlain(t *testing.T) {
 	for name, want := range map[string]string{"www.example.com.": "www.example.com", ".": ".", "": "", `a\.b.`: `a\.b`} {
 		if got := Plain(name); got != want {
