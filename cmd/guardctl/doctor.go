@@ -39,7 +39,8 @@ type finding struct {
 // doctor looks at this machine.
 type doctor struct {
 	ctx    context.Context
-	root   string        // where its files are
+	root   string // where its files are
+	socket string
 	status *admin.Status // nil if the guard does not answer
 	own    []netip.Addr
 
@@ -56,6 +57,7 @@ type check struct {
 // checks are all of them, in the order in which a packet would come by what they look at.
 var checks = []check{
 	{"guard", (*doctor).guard},
+	{"capabilities", (*doctor).capabilities},
 	{"kernel", (*doctor).kernel},
 	{"features", (*doctor).features},
 	{"resolv.conf", (*doctor).resolvConf},
@@ -79,7 +81,7 @@ connection tracking and other firewalls, and say of each thing that is wrong wha
 Run it as root, or it has to skip some. The exit code is 3 if there is a failure.`,
 		Args: cobra.NoArgs,
 		RunE: works(func(cmd *cobra.Command, _ []string) error {
-			d := &doctor{ctx: cmd.Context(), root: root, own: ownAddresses(), findings: []finding{}}
+			d := &doctor{ctx: cmd.Context(), root: root, socket: g.socket, own: ownAddresses(), findings: []finding{}}
 			s, err := g.ask().Status(cmd.Context())
 			if err == nil {
 				d.status = &s

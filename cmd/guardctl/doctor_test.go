@@ -27,3 +27,19 @@ func TestConnectionTrackingIsNearlyFull(t *testing.T) {
 		}
 	}
 }
+
+func TestCapabilities(t *testing.T) {
+	for status, want := range map[string]level{
+		"Name:\tcoredns\nCapPrm:\t0\nCapEff:\t0000000000001400\nCapBnd:\t0\n": fine,
+		"Name:\tcoredns\nCapEff:\t0000000000001000\n":                         fine,
+		"Name:\tcoredns\nCapEff:\t0000000000000400\n":                         failure,
+		"Name:\tcoredns\nCapEff:\t000001ffffffffff\n":                         warning,
+		"Name:\tcoredns\n": unknown,
+	} {
+		d := &doctor{}
+		d.judgeCapabilities(7, status)
+		if len(d.findings) != 1 || d.findings[0].Level != want {
+			t.Errorf("%q: %+v, want %s", status, d.findings, want)
+		}
+	}
+}

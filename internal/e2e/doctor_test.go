@@ -50,7 +50,7 @@ func (p *patient) serve(mode string, options ...string) {
 	p.Helper()
 	var option string
 	p.socket, option = p.world.socket()
-	p.coredns = p.start(corefile(guardBlock(mode, append(options, option)...)))
+	p.coredns = p.startAs(p.asCoreDNS(), corefile(guardBlock(mode, append(options, option)...)))
 }
 
 // found are the doctor's findings but for what is right: check and level, and how it
@@ -95,7 +95,13 @@ func TestDoctor(t *testing.T) {
 		{name: "CoreDNS is dead", mode: "nft-both", breaks: func(p *patient) {
 			p.must(p.coredns.Signal(syscall.SIGKILL))
 			_ = p.coredns.Wait()
-		}, want: []string{"failure: guard: no guard answers", "failure: answers: nobody answers at 127.0.0.1:53"}},
+		}, want: []string{"failure: guard: no guard answers", "skipped: capabilities: ", "failure: answers: nobody answers at 127.0.0.1:53"}},
+		{name: "CoreDNS may do too much", mode: "nft-both", breaks: func(p *patient) {
+			p.must(p.coredns.Stop())
+			_, option := p.world.socket()
+			p.socket = strings.TrimPrefix(option, "admin unix:")
+			p.start(corefile(guardBlock("nft-both", option)))
+		}, want: []string{"warning: capabilities: CoreDNS (process "}},
 		{name: "audit", mode: "nft-both", options: []string{"audit gateway"}, want: []string{"warning: guard: what it forwards: AUDIT"}},
 		{name: "disarmed", mode: "nft-both", breaks: func(p *patient) { p.ctl(p.socket, exitOK, "disarm") },
 			want: []string{"failure: guard: it has been disarmed", "warning: forwarding: this machine forwards IPv4 IPv6"}},
@@ -125,7 +131,7 @@ func TestDoctor(t *testing.T) {
 			p.must(p.coredns.Stop())
 			_, option := p.world.socket()
 			p.socket = strings.TrimPrefix(option, "admin unix:")
-			p.start(strings.Replace(corefile(guardBlock("nft-both", option)), "forward . "+resolver4, "forward . 192.0.2.99", 1))
+			p.startAs(p.asCoreDNS(), strings.Replace(corefile(guardBlock("nft-both", option)), "forward . "+resolver4, "forward . 192.0.2.99", 1))
 		}, want: []string{"failure: answers: 127.0.0.1:53"}},
 		{name: "no forwarding", mode: "nft-both", breaks: func(p *patient) { p.must(p.guard.Sysctl("net/ipv4/ip_forward", "0")) },
 			want: []string{"failure: forwarding: the mode is for a gateway"}},
