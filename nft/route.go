@@ -79,7 +79,7 @@ func mappings(r *backend.Rules) (sets []set) {
 	for i := range r.Routes {
 		for _, ipv4 := range versions {
 			sets = append(sets, set{
-				name: routeName(r.Routes[i].Name, ipv4), comment: "mapped addresses of the route " + r.Routes[i].String(),
+				name: routeName(r.Routes[i].Name, ipv4, r.Book), comment: "mapped addresses of the route " + r.Routes[i].String(),
 				key: selector{destination(ipv4)}, timeout: true, size: r.MaxMappings, gc: routeGC,
 			})
 		}
@@ -97,7 +97,9 @@ var versions = []bool{true, false} // IPv4, IPv6
 func mappedName(ipv4 bool, book string) string { return forVersion(setMapped, ipv4) + "-" + book }
 
 // routeName is the name of a set of a route's mapped addresses.
-func routeName(route string, ipv4 bool) string { return forVersion(setRoute+route+"-", ipv4) }
+func routeName(route string, ipv4 bool, book string) string {
+	return forVersion(setRoute+route, ipv4) + "-" + book
+}
 
 // eachVersion makes rules for mapped addresses of routes, of those that want any.
 func eachVersion(routes []backend.Route, rules func(r *backend.Route, ipv4 bool) []rule) (all []rule) {
@@ -116,7 +118,7 @@ func (p *path) judge(o opening) chain {
 		if r.Mark == 0 {
 			return nil
 		}
-		return []rule{{"the mark of " + r.Name, []match{selector{destination(ipv4)}.in(routeName(r.Name, ipv4)), setMark(r.Mark)}, verdict{}}}
+		return []rule{{"the mark of " + r.Name, []match{selector{destination(ipv4)}.in(routeName(r.Name, ipv4, p.rules.Book)), setMark(r.Mark)}, verdict{}}}
 	})
 	var captured []rule
 	if p.forward && p.rules.Capture != 0 {
@@ -172,15 +174,16 @@ func (p *path) pass(u resolvers) chain {
 			if r.Out == "" {
 				return nil
 			}
-			return []rule{{"leaves by no other interface", []match{originally(ipv4).in(routeName(r.Name, ipv4)), notOut(r.Out)}, rejectNoHost}}
+			return []rule{{"leaves by no other interface", []match{originally(ipv4).in(routeName(r.Name, ipv4, p.rules.Book)), notOut(r.Out)}, rejectNoHost}}
 		})
 	}
 	c.rules = slices.Concat(c.rules, livesOn(), u.shut())
 	if !p.forward { // where it is about to go, no packet on its way out tells any more
 		c.rules = append(c.rules, refuseAtOnce("a real address is this machine's own", toSelf)...)
 	}
+	c.rules = append(c.rules, p.unassigned("from one mapped address to another")...)
 	c.rules = append(c.rules, eachVersion(p.rules.Routes, func(r *backend.Route, ipv4 bool) []rule {
-		return []rule{{"leaves by its route", []match{originally(ipv4).in(routeName(r.Name, ipv4))}, accept}}
+		return []rule{{"leaves by its route", []match{originally(ipv4).in(routeName(r.Name, ipv4, p.rules.Book))}, accept}}
 	})...)
 	c.rules = append(c.rules, refuseAtOnce("its route is not there any more")...)
 	return c
@@ -194,10 +197,10 @@ func (p *path) translated() (rules []rule) {
 	return rules
 }
 
-// unassigned refuses what has not been translated.
-func (p *path) unassigned() (rules []rule) {
+// unassigned refuses what goes to a pool.
+func (p *path) unassigned(comment string) (rules []rule) {
 	for _, pool := range pools(p.rules.Routes) {
-		rules = append(rules, refuseAtOnce("no name has this address", destinationIn(pool))...)
+		rules = append(rules, refuseAtOnce(comment, destinationIn(pool))...)
 	}
 	return rules
 }
@@ -237,7 +240,7 @@ func routeChains(r *backend.Rules) (first, last []chain) {
 		case route.Transparent:
 			return nil
 		}
-		return []rule{{"leaves as its route says", []match{hasDNAT, originally(ipv4).in(routeName(route.Name, ipv4))}, v}}
+		return []rule{{"leaves as its route says", []match{hasDNAT, originally(ipv4).in(routeName(route.Name, ipv4, r.Book))}, v}}
 	})}
 	last = []chain{own, egress}
 	if !r.Local {
@@ -247,7 +250,7 @@ func routeChains(r *backend.Rules) (first, last []chain) {
 		if route.Out == "" {
 			return nil
 		}
-		return []rule{{"leaves by no other interface", []match{hasDNAT, ctOriginal, originally(ipv4).in(routeName(route.Name, ipv4)), notOut(route.Out)}, drop}}
+		return []rule{{"leaves by no other interface", []match{hasDNAT, ctOriginal, originally(ipv4).in(routeName(route.Name, ipv4, r.Book)), notOut(route.Out)}, drop}}
 	}); len(leaving) > 0 {
 		last = append(last, chain{chainLeaving, &leavingBase, leaving})
 	}

@@ -17,6 +17,8 @@ type ruleset struct {
 	grants grantSets
 	sets   []set // those of grants among them
 	chains []chain
+
+	mostMapped int // of each version of IP; 0 is no limit
 }
 
 type chain struct {
@@ -77,7 +79,7 @@ const (
 
 // newRuleset writes down the table for the rules wanted.
 func newRuleset(r backend.Rules) ruleset {
-	rs := ruleset{table: r.Table, grants: newGrantSets(r)}
+	rs := ruleset{table: r.Table, grants: newGrantSets(r), mostMapped: r.MaxMappings}
 	rs.sets = append(rs.sets, set{
 		name: setArming, key: selector{ipProtocol}, timeout: true,
 		comment: "holds ipv4 and ipv6 while connections older than the guard may go on",
@@ -135,7 +137,7 @@ func (rs *ruleset) addChains(r backend.Rules) {
 		o, p := rs.output(r), &path{&r, false}
 		u := resolvers{r.Upstream, r.Self}
 		rs.chains = append(slices.Concat(rs.chains, u.chains(), o.chains(), o.liveChains(o.always()), p.chains(o, u)), chain{chainOutput, &outputBase, slices.Concat(
-			p.translated(), alive(u.live(), o.live(), o.known()), p.unassigned(), neighbours(),
+			p.translated(), alive(u.live(), o.live(), o.known()), p.unassigned("no name has this address"), neighbours(),
 			dhcpClient(accept), allowed("allowed-local", accept), u.open(), u.shut(), o.rules(), refuse())})
 	}
 	if r.Gateway {
@@ -146,7 +148,7 @@ func (rs *ruleset) addChains(r backend.Rules) {
 		o, p := opening{chainForward, rs.grants.opening(r.GatewayHolders, false), r.DNSPorts, r.Linger}, &path{&r, true}
 		u := resolvers{to: r.Upstream}
 		rs.chains = append(slices.Concat(rs.chains, o.chains(), p.chains(o, u)), chain{chainForward, &forwardBase, slices.Concat(
-			unguarded, p.translated(), alive(o.live()), p.unassigned(), neighbours(),
+			unguarded, p.translated(), alive(o.live()), p.unassigned("no name has this address"), neighbours(),
 			allowed("allowed-gateway", accept), u.shut(), o.rules(), refuse())})
 		if r.Capture != 0 {
 			rs.chains = append(rs.chains, newCapture(r))
