@@ -254,23 +254,33 @@ func (n *network) dump() {
 // uplink makes packets with a mark leave by the second uplink.
 func (n *network) uplink(mark uint32) {
 	n.Helper()
-	for family, via := range map[int]string{netlink.FAMILY_V4: "192.0.3.2", netlink.FAMILY_V6: "2001:db8:3::2"} {
+	for family := range uplinks {
 		rule := netlink.NewRule()
 		rule.Family, rule.Mark, rule.Table = family, mark, 100
 		if err := netlink.RuleAdd(rule); err != nil {
 			n.Fatal(err)
 		}
 		n.Cleanup(func() { _ = netlink.RuleDel(rule) })
+	}
+	n.uplinkAgain()
+}
+
+func (n *network) uplinkAgain() {
+	n.Helper()
+	for family, via := range uplinks {
 		if err := netlink.RouteAdd(tunRoute(n, family, via)); err != nil {
 			n.Fatal(err)
 		}
 	}
 }
 
+// uplinks are the world's addresses at the second uplink.
+var uplinks = map[int]string{netlink.FAMILY_V4: "192.0.3.2", netlink.FAMILY_V6: "2001:db8:3::2"}
+
 // noUplink takes the second uplink's routes away: the others are taken then.
 func (n *network) noUplink() {
 	n.Helper()
-	for family, via := range map[int]string{netlink.FAMILY_V4: "192.0.3.2", netlink.FAMILY_V6: "2001:db8:3::2"} {
+	for family, via := range uplinks {
 		if err := netlink.RouteDel(tunRoute(n, family, via)); err != nil {
 			n.Fatal(err)
 		}
