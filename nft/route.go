@@ -128,7 +128,13 @@ func (p *path) judge(o opening) chain {
 	if p.forward && p.rules.Capture != 0 {
 		captured = []rule{{"plain DNS of clients: captured", []match{tcpOrUDP, plainDNSPort}, accept}}
 	}
-	return chain{o.chain, nil, slices.Concat(marks, alive(o.live(), o.known()), noSourceRoutes(), captured, o.rules(), refuseAtOnce("no DNS answer has opened this address"))}
+	return chain{o.chain, nil, slices.Concat(marks, alive(o.live(), o.known()), noSourceRoutes(), captured, noMiddle(), o.rules(), refuseAtOnce("no DNS answer has opened this address"))}
+}
+
+// noMiddle refuses what is of no connection that is known: one has been ended. It was with
+// what stood behind the address before, and its next packet is not for what stands there now.
+func noMiddle() []rule {
+	return refuseAtOnce("no connection begins in the middle", ctState("new"), tcpMidStream)
 }
 
 // first is the chain that sends packets to mapped addresses to be judged.
