@@ -76,7 +76,7 @@ func (b *Book) unused(now, long int32) map[*entry]struct{} {
 func (b *Book) look(ctx context.Context, old map[*entry]struct{}) (busy map[ip]struct{}, err error) {
 	busy = make(map[ip]struct{})
 	err = b.router.Connections(ctx, func(mapped, _ netip.Addr) bool {
-		e := b.pages[version(mapped)].get(mapped.As16())
+		e := b.pages[version(mapped.Unmap())].get(mapped.As16())
 		if e == isResting {
 			busy[mapped.As16()] = struct{}{}
 			return true
@@ -152,9 +152,7 @@ func (b *Book) bury(e *entry, until int32) {
 		e.dead = true
 		delete(s.entries, e.key)
 		b.mu.Lock()
-		for _, s := range e.slots {
-			b.leaving = append(b.leaving, held{e.version(), s.mapped, e.asker})
-		}
+		b.leaveLocked(e, e.slots)
 		b.mu.Unlock()
 	}
 	e.mu.Unlock()
