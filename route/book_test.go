@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -43,6 +44,22 @@ func (d *desk) open() {
 func (d *desk) restart() {
 	d.Helper()
 	if err := d.Book.Close(); err != nil {
+		d.Fatal(err)
+	}
+	d.open()
+}
+
+// copied goes on with the file as it is now, as after a loss of power.
+func (d *desk) copied() {
+	d.Helper()
+	file, err := os.ReadFile(d.path)
+	if err != nil {
+		d.Fatal(err)
+	}
+	if err := d.Book.Close(); err != nil {
+		d.Fatal(err)
+	}
+	if err := os.WriteFile(d.path, file, 0o600); err != nil {
 		d.Fatal(err)
 	}
 	d.open()

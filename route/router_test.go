@@ -15,10 +15,12 @@ type router struct {
 	epoch atomic.Uint64
 	maps  atomic.Int64 // calls of Map
 
-	mu     sync.Mutex
-	fails  error
-	mapped map[netip.Addr]backend.Mapping
-	live   map[[2]netip.Addr]bool // connections: mapped, real
+	mu      sync.Mutex
+	fails   error
+	onUnmap func() // before it
+	looks   int    // calls of Connections
+	mapped  map[netip.Addr]backend.Mapping
+	live    map[[2]netip.Addr]bool // connections: mapped, real
 }
 
 func newRouter() *router {
@@ -44,6 +46,9 @@ func (r *router) Unmap(_ context.Context, mapped []netip.Addr) error {
 	if r.fails != nil {
 		return r.fails
 	}
+	if r.onUnmap != nil {
+		r.onUnmap()
+	}
 	for _, a := range mapped {
 		delete(r.mapped, a)
 	}
@@ -53,6 +58,7 @@ func (r *router) Unmap(_ context.Context, mapped []netip.Addr) error {
 func (r *router) Connections(_ context.Context, each func(mapped, real netip.Addr) bool) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.looks++
 	for c := range r.live {
 		if each(c[0], c[1]) {
 			delete(r.live, c)
