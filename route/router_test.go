@@ -19,6 +19,7 @@ type router struct {
 	fails   error
 	onUnmap func() // before it
 	looks   int    // calls of Connections
+	blocked *blocked
 	mapped  map[netip.Addr]backend.Mapping
 	live    map[[2]netip.Addr]bool // connections: mapped, real
 }
@@ -27,8 +28,27 @@ func newRouter() *router {
 	return &router{mapped: make(map[netip.Addr]backend.Mapping), live: make(map[[2]netip.Addr]bool)}
 }
 
+// blocked is a call of Map that takes long.
+type blocked struct{ reached, free chan struct{} }
+
+// block has the next call of Map take as long as it is not freed.
+func (r *router) block() *blocked {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.blocked = &blocked{make(chan struct{}), make(chan struct{})}
+	return r.blocked
+}
+
 func (r *router) Map(_ context.Context, mappings []backend.Mapping, _ time.Duration) error {
 	r.maps.Add(1)
+	r.mu.Lock()
+	b := r.blocked
+	r.blocked = nil
+	r.mu.Unlock()
+	if b != nil {
+		close(b.reached)
+		<-b.free
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.fails != nil {
