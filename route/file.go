@@ -1,12 +1,14 @@
 package route
 
 import (
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -51,7 +53,7 @@ func openOld(path string) (db *bolt.DB, err error) {
 				}
 				if info, err := f.Stat(); err != nil || info.Size() == 0 {
 					f.Close()
-					return nil, errors.Join(err, fmt.Errorf("%w: it is empty", ErrCorrupt))
+					return nil, cmp.Or(err, corrupt(path, errors.New("it is empty")))
 				}
 				file = f
 				return f, nil
@@ -62,16 +64,21 @@ func openOld(path string) (db *bolt.DB, err error) {
 	if err == nil {
 		return db, nil
 	}
-	if file != nil {
-		file.Close() // if it panicked; otherwise it is closed already
+	if file != nil { // it is closed already, unless there was a panic; then it is still mapped, so closing would not unlock it
+		syscall.Flock(int(file.Fd()), syscall.LOCK_UN)
+		file.Close()
 	}
+	var failed *fs.PathError
+	var errno syscall.Errno
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("the book of mapped addresses %s is %w%s", path, ErrInUse, holder(path))
-	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
-		return nil, corrupt(path, err)
+	case errors.Is(err, ErrCorrupt):
+		return nil, err
+	case errors.As(err, &failed), errors.As(err, &errno):
+		return nil, fmt.Errorf("the book of mapped addresses: %w", err)
 	}
-	return nil, err
+	return nil, corrupt(path, err)
 }
 
 // guarded turns what a damaged file leads to, be it a fault of memory, into an error.

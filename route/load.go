@@ -2,6 +2,7 @@ package route
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -27,8 +28,12 @@ func (b *Book) load(db *bolt.DB, path string) error {
 			if err := tx.Bucket(bucketUse).ForEach(b.loadUse); err != nil {
 				return corrupt(path, err)
 			}
-			for err := range tx.Check() {
-				return corrupt(path, err)
+			var found error
+			for err := range tx.Check() { // to its end, or its goroutine stays
+				found = cmp.Or(found, err)
+			}
+			if found != nil {
+				return corrupt(path, found)
 			}
 			return nil
 		})
