@@ -19,23 +19,15 @@ import (
 const lockWait = time.Second
 
 // openFile opens the file, or makes a new one where there is none.
-func openFile(path string) (db *bolt.DB, id []byte, fresh bool, err error) {
-	db, err = openOld(path)
+func openFile(path string) (*bolt.DB, error) {
+	db, err := openOld(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err = create(path); err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, nil, false, fmt.Errorf("making the book of mapped addresses: %w", err)
+		if err := create(path); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, fmt.Errorf("making the book of mapped addresses: %w", err)
 		}
-		fresh = err == nil
-		db, err = openOld(path)
+		return openOld(path)
 	}
-	if err != nil {
-		return nil, nil, false, err
-	}
-	if err := guarded(path, func() error { id, err = check(db); return err }); err != nil {
-		db.Close()
-		return nil, nil, false, err
-	}
-	return db, id, fresh, nil
+	return db, err
 }
 
 // openOld never makes a file: neither one that was not there, nor of an empty one, which
@@ -117,7 +109,7 @@ func create(path string) error {
 		}
 		id := make([]byte, 8)
 		rand.Read(id)
-		return put(tx, bucketBook, keyID, id)
+		return errors.Join(put(tx, bucketBook, keyID, id), put(tx, bucketBook, keyFresh, []byte{1}))
 	})
 	if err := errors.Join(err, db.Close()); err != nil {
 		return err
@@ -137,26 +129,20 @@ func syncDir(dir string) error {
 	return d.Sync()
 }
 
-// check returns the id of a book, if the file is one and whole.
-func check(db *bolt.DB) (id []byte, err error) {
-	err = db.View(func(tx *bolt.Tx) error {
-		info, err := os.Stat(db.Path())
-		if err != nil {
-			return err
+// whole returns an error if the file is no book, or not all of one. A look at what is
+// missing at its end would be a fault of memory.
+func whole(tx *bolt.Tx) error {
+	info, err := os.Stat(tx.DB().Path())
+	if err != nil {
+		return err
+	}
+	if tx.Size() > info.Size() {
+		return fmt.Errorf("%d bytes are missing at its end", tx.Size()-info.Size())
+	}
+	for _, bucket := range [][]byte{bucketBook, bucketAddrs, bucketUse} {
+		if tx.Bucket(bucket) == nil {
+			return fmt.Errorf("it has no %q", bucket)
 		}
-		if tx.Size() > info.Size() {
-			return corrupt(db.Path(), fmt.Errorf("%d bytes are missing at its end", tx.Size()-info.Size()))
-		}
-		for _, bucket := range [][]byte{bucketBook, bucketAddrs, bucketUse} {
-			if tx.Bucket(bucket) == nil {
-				return corrupt(db.Path(), fmt.Errorf("it has no %q", bucket))
-			}
-		}
-		if id = unseal(keyID, tx.Bucket(bucketBook).Get(keyID)); id == nil {
-			return corrupt(db.Path(), errors.New("it has no id"))
-		}
-		id = append([]byte(nil), id...)
-		return nil
-	})
-	return id, err
+	}
+	return nil
 }

@@ -23,6 +23,15 @@ func TestFresh(t *testing.T) {
 		t.Errorf("fresh %v, id %q", d.Fresh(), id)
 	}
 	d.restart()
+	if !d.Fresh() {
+		t.Error("it is not fresh any more, though nobody has said so")
+	}
+	for range 2 {
+		if err := d.Settled(); err != nil || d.Fresh() {
+			t.Error(d.Fresh(), err)
+		}
+	}
+	d.restart()
 	if d.Fresh() || d.ID() != id {
 		t.Errorf("after a restart: fresh %v, id %q instead of %q", d.Fresh(), d.ID(), id)
 	}
@@ -123,6 +132,7 @@ func files(t *testing.T) int {
 func TestDamagedFiles(t *testing.T) {
 	d := newDesk(t)
 	r := routed("r", 4, "10.0.0.0/8", "fd00::/64")
+	d.Settled()
 	d.taken(r, "a", 300, "192.0.2.1 192.0.2.2")
 	d.tidy(long)
 	d.Book.Close()
