@@ -16,6 +16,8 @@ require (
 	golang.org/x/time v0.16.0
 )
 
+require go.etcd.io/bbolt v1.5.0
+
 require (
 	github.com/apparentlymart/go-cidr v1.1.1 // indirect
 	github.com/aws/aws-sdk-go-v2 v1.47.1 // indirect
