@@ -37,6 +37,10 @@ func (c *client) ask(question_ string, lines string) string {
 	if err != nil {
 		c.Fatal(rcode, err)
 	}
+	return c.text()
+}
+
+func (c *client) text() string {
 	text := sectionsText(c.Msg)
 	if c.Msg.Rcode != dns.RcodeSuccess {
 		text = dns.RcodeToString[c.Msg.Rcode] + "\n" + text
