@@ -157,3 +157,44 @@ func TestBooksThatCannotBeOpened(t *testing.T) {
 	}
 	second.guard.closeBooks(nil)
 }
+
+// Routes of all server blocks are one firewall's; a reload that cannot be leaves them.
+func TestRoutesOfAWholeCorefile(t *testing.T) {
+	dir := t.TempDir()
+	routed := func(name, pool, state string) string {
+		return "route **." + name + ".test {\n  family ipv4\n  pool " + pool + "\n  state " + filepath.Join(dir, state) + "\n }"
+	}
+	c := newCoreDNS(t)
+	first := "ipdestinationguard nft-both {\n " + routed("a", "10.203.0.0/16", "a.db") + "\n }"
+	second := "ipdestinationguard {\n " + routed("b", "10.203.0.0/16", "a.db") + "\n " + routed("c", "10.204.0.0/16", "c.db") + "\n }"
+	c.mustLoad(corefile(first, second))
+	rules := func() (pools []string) {
+		for _, k := range running().rules.Routes {
+			pools = append(pools, k.Pools[0].String())
+		}
+		return pools
+	}
+	if got := rules(); len(got) != 2 || running().rules.MaxMappings != defaultLimits.mappings || running().rules.Book == "" {
+		t.Errorf("in force: %v", running().rules)
+	}
+	book := running().rules.Book
+	for name, second := range map[string]string{
+		"pools that overlap":      "ipdestinationguard {\n " + routed("b", "10.203.1.0/24", "b.db") + "\n }",
+		"a book that cannot open": "ipdestinationguard {\n " + routed("b", "10.205.0.0/16", "a.db/x.db") + "\n }",
+	} {
+		if err := c.load(corefile(first, second)); err == nil || !strings.Contains(err.Error(), "Corefile:") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if running().rules.Book != book || len(rules()) != 2 || len(running().books.list()) != 2 {
+			t.Errorf("%s: in force: %v", name, running().rules)
+		}
+	}
+	c.mustLoad(corefile(first))
+	if len(rules()) != 1 || running().rules.Book == book || len(running().books.list()) != 1 {
+		t.Errorf("in force: %v", running().rules)
+	}
+	c.mustLoad(corefile("ipdestinationguard nft-both"))
+	if len(rules()) != 0 || running().rules.MaxMappings != 0 || len(running().books.list()) != 0 {
+		t.Errorf("in force: %v", running().rules)
+	}
+}
