@@ -203,7 +203,8 @@ func TestBookIsPrivate(t *testing.T) {
 
 // A backend that cannot translate is told apart at the start.
 func TestRoutesNeedARouter(t *testing.T) {
-	g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, alone, time.Now)
+	type bare struct{ backend.Backend } // and nothing else
+	g := newGuard(func(*backend.InForce, backend.Observer) backend.Backend { return bare{} }, alone, time.Now)
 	err := g.prepareRoutes(&settings{}, []*namedRoute{{place: "Corefile:3"}})
 	if err == nil || err.Error() != "Corefile:3: this kind of firewall cannot translate addresses, which routes need: leave them out" {
 		t.Error(err)
