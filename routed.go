@@ -28,13 +28,17 @@ func (q *query) routed(m *dns.Msg, scope backend.Scope) (out *dns.Msg, done bool
 	switch {
 	case r == nil:
 		return p.hide(chain, m), false, nil
-	case g.removed.Load(), !g.translates(q, q.request):
+	case g.removed.Load():
+		return m, true, nil
+	}
+	translated, local := g.translates(q, q.request)
+	if !translated {
 		return m, true, nil // and what it gives is not opened either
 	}
 	if r, err = g.awaitRoute(q.Context, r, name); err != nil {
 		return nil, true, err
 	}
-	out, err = q.rewritten(m, scope, r, name)
+	out, err = q.rewritten(m, scope, r, name, local)
 	return out, true, err
 }
 
@@ -47,7 +51,7 @@ func (q *query) chain(m *dns.Msg, buf []link) ([]link, error) {
 }
 
 // rewritten is what the client gets of an answer with a route, in force by then.
-func (q *query) rewritten(m *dns.Msg, scope backend.Scope, r *namedRoute, name string) (*dns.Msg, error) {
+func (q *query) rewritten(m *dns.Msg, scope backend.Scope, r *namedRoute, name string, local bool) (*dns.Msg, error) {
 	p, g := q.handler.policy, q.handler.guard
 	chain, err := q.chain(m, nil)
 	if err != nil {
@@ -58,7 +62,7 @@ func (q *query) rewritten(m *dns.Msg, scope backend.Scope, r *namedRoute, name s
 		return p.hide(chain, m), nil
 	}
 	real, ttl := w.real(m, make([]netip.Addr, 0, 8))
-	real, why := g.carried(r, real)
+	real, why := g.carried(r, real, local)
 	scope.Class = r.class
 	mapped, err := g.mapped(q.Context, r, name, scope, real)
 	if err != nil {
@@ -82,27 +86,24 @@ func (q *query) rewritten(m *dns.Msg, scope backend.Scope, r *namedRoute, name s
 	return out, g.permit(q.Context, scope, q.question.Name, targets)
 }
 
-// translates reports whether what the asker sends is guarded here: who asks the gateway
-// from itself in nft-gateway, or a server from elsewhere in nft-local, has no use for
-// mapped addresses.
-func (g *guard) translates(w dns.ResponseWriter, request *dns.Msg) bool {
+// translates reports whether what the asker sends is guarded here, and whether that is this
+// machine: who asks the gateway from itself in nft-gateway, or a server from elsewhere in
+// nft-local, has no use for mapped addresses.
+func (g *guard) translates(w dns.ResponseWriter, request *dns.Msg) (translated, local bool) {
 	s := g.settings.Load()
-	if s.local() && s.gateway() {
-		return true
-	}
-	_, local := g.asker(s, w, request)
-	return local == s.local()
+	_, local = g.asker(s, w, request)
+	return local && s.local() || !local && s.gateway(), local
 }
 
 // carried returns those addresses that packets reach by a route, and why others are left
 // out.
-func (g *guard) carried(r *namedRoute, real []netip.Addr) (left []netip.Addr, why string) {
+func (g *guard) carried(r *namedRoute, real []netip.Addr, local bool) (left []netip.Addr, why string) {
 	left = real[:0]
 	for _, addr := range real {
 		switch {
 		case !r.carries(addr.Is4()):
 			why = "it carries " + r.family + " only"
-		case !addr.Is4() && !g.leads(r, addr):
+		case !addr.Is4() && !g.leads(r, addr, local):
 			why = fmt.Sprintf("there is no way to %v from here", addr)
 		default:
 			left = append(left, addr)
@@ -113,7 +114,7 @@ func (g *guard) carried(r *namedRoute, real []netip.Addr) (left []netip.Addr, wh
 
 // leads reports whether packets to an IPv6 address have a way by a route. IPv4 is not
 // asked for: it is there, and if it is not, there is nothing better.
-func (g *guard) leads(r *namedRoute, addr netip.Addr) bool {
+func (g *guard) leads(r *namedRoute, addr netip.Addr, local bool) bool {
 	if g.host.leads == nil {
 		return true
 	}
@@ -121,7 +122,7 @@ func (g *guard) leads(r *namedRoute, addr netip.Addr) bool {
 	if !g.host.leads(addr, identity.Way{Out: r.out, Mark: r.mark, Fixed: fixed}, g.now()) {
 		return false
 	}
-	if !g.settings.Load().local() {
+	if !local {
 		return true
 	}
 	// A program of this machine needs a way to the mapped address first.
