@@ -165,7 +165,7 @@ func of(n, all int, text string) string {
 	if n == 2 {
 		pool4, pool6 = pool2of2, pool2of26
 		text = strings.NewReplacer("egress1", "egress2", "10.111.", "10.112.", "fd11::", "fd12::", egress4, egressOf2,
-			"198.51.100.1/", "198.51.100.129/", "203.0.113.1", "203.0.113.5", "2001:db8:100::20", "2001:db8:101::20").Replace(text)
+			egress6, "2001:db8:101::20", "203.0.113.1", "203.0.113.5").Replace(text)
 	}
 	return strings.NewReplacer("100.96.0.0/11", pool4, "fd00:2021:1111:8000::/107", pool6).Replace(text)
 }
@@ -286,7 +286,7 @@ func (e *egress) startGateway(g *gateway) {
 	}
 	text := e.guide(name)
 	if len(e.gateways) > 1 && g.n == 1 {
-		text = strings.NewReplacer("10.112.0.1", "10.111.0.1", pool2of2, pool1of2, pool2of26, pool1of26, egressOf2, egress4).Replace(text)
+		text = strings.NewReplacer("10.112.0.1", "10.111.0.1", pool2of2, pool1of2, pool2of26, pool1of26, egressOf2, egress4, "2001:db8:101::20", egress6).Replace(text)
 	}
 	g.coredns = e.starts(g.Host, e.fit(text), g.state)
 }
