@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
 
 var (
@@ -273,4 +275,65 @@ func (e *egress) oneDies() {
 		e.Errorf("by the second, when the first has died: the server sees %v, want %v", s, want)
 	}
 	talk.end()
+}
+
+// The guide's one box: it leaves with an address of its own for some names, and by another
+// uplink for others. When that is down, nothing of theirs leaves.
+func TestOneBoxWithTwoUplinks(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	e := &egress{world: w, atlas: newAtlas(), dir: w.TempDir()}
+	e.resolver()
+	e.mirror(w.world)
+	e.atlas.addrs(routedName, 60, realA4, realA6)
+	e.atlas.addrs(another, 60, realA4, realA6)
+	e.must(e.lab.Link(e.guard, "wan7", w.world, "eth7"))
+	for _, a := range []struct {
+		host         *netlab.Host
+		ifname, cidr string
+	}{
+		{e.guard, "wan7", "198.51.100.7/24"}, {e.guard, "wan7", "2001:db8:100::7/64"},
+		{w.world, "eth7", "198.51.100.1/24"}, {w.world, "eth7", "2001:db8:100::1/64"},
+	} {
+		e.must(a.host.Addr(a.ifname, a.cidr))
+	}
+	e.shell(e.guard, e.guide("guard: policy routing"))
+	e.startGuard("guard: one box")
+	x := e.tap() // of the first uplink
+	onFirst := func(addr string) int {
+		return x.seen(func(p packet) bool { return p.destination.String() == addr })
+	}
+	for _, tt := range []struct {
+		name, real, source string
+		pool               netip.Prefix
+		first              bool
+	}{
+		{routedName, realA4, "192.0.2.20", poolOfNames4, true},
+		{routedName, realA6, "2001:db8::20", poolOfNames6, true},
+		{another, realA4, "198.51.100.7", poolOfNames4, false},
+		{another, realA6, "2001:db8:100::7", poolOfNames6, false},
+	} {
+		addr := e.given(e.client, gateway4, tt.name, tt.pool)[0]
+		before := onFirst(tt.real)
+		if s, want := e.sees(e.client, addr), (sight{tt.real, tt.source}); s != want {
+			e.Errorf("%s: the server sees %v, want %v", tt.name, s, want)
+		}
+		if n := onFirst(tt.real) - before; (n > 0) != tt.first {
+			e.Errorf("%s: %d packets by the first uplink, want some: %v", tt.name, n, tt.first)
+		}
+	}
+	bySecond := e.given(e.client, gateway4, another, poolOfNames4)[0]
+	_, live := e.watch(e.client, bySecond)
+	if live == nil {
+		return
+	}
+	before := onFirst(realA4)
+	e.shell(e.guard, "ip link set wan7 down")
+	if err := e.connect(e.client, "tcp", bySecond); err == nil {
+		e.Error("without its uplink there is a way")
+	}
+	_ = echo(live)
+	if n := onFirst(realA4) - before; n > 0 {
+		e.Errorf("without its uplink %d packets have left by the other", n)
+	}
 }

@@ -57,7 +57,7 @@ func (m *mappedWorld) corefile(mode string, parts ...string) string {
 	errors
 	ipdestinationguard {
 	mode %s
-	upstream %s:%d
+	allowedLocalIPs %s
 	private ** 192.0.2.128/25 198.18.0.0/15 2001:db8:18::/48
 	%s
 	}
@@ -65,7 +65,7 @@ func (m *mappedWorld) corefile(mode string, parts ...string) string {
 	ready 127.0.0.1:8181
 	prometheus 127.0.0.1:9153
 }
-`, mode, resolver4, atlasPort, strings.Join(parts, "\n\t"), atlasUpstream())
+`, mode, resolver4, strings.Join(parts, "\n\t"), atlasUpstream())
 }
 
 // routedTo is the usual route of tests, for names below a domain.
@@ -138,13 +138,13 @@ func talkTo(from sender, network, addr string) error {
 	return err
 }
 
-// asksFor is a question for a name.
+// question asks for a name.
 func (m *mappedWorld) question(from sender, server, name, qtype string) *dns.Msg {
 	m.Helper()
 	return m.query(from, "udp", server, name, qtype, 4096)
 }
 
-// twoClients are the client, and a neighbour on another wire, each with where it asks.
+// A routeClient is a client with where it asks.
 type routeClient struct {
 	*netlab.Host
 	resolver4, resolver6 string
