@@ -48,9 +48,9 @@ type found struct {
 	capture  uint16 // port
 }
 
-// limits bound what the network can make the guard keep. Those of grants count for
-// each IP version.
-type limits struct{ grants, client, name, answer int }
+// limits bound what the network can make the guard keep. Those of grants and of mapped
+// addresses count for each IP version.
+type limits struct{ grants, client, name, answer, mappings int }
 
 // The modes, and which hooks they guard.
 const (
@@ -77,7 +77,7 @@ var defaultSettings = settings{
 
 // defaultLimits are for a network of some hundred clients: 25 MB in the kernel for
 // each IP version.
-var defaultLimits = limits{grants: 1 << 18, client: 1 << 14, name: 1 << 10, answer: 1 << 8}
+var defaultLimits = limits{grants: 1 << 18, client: 1 << 14, name: 1 << 10, answer: 1 << 8, mappings: 1 << 18}
 
 // unitPaths are the cgroups that classes of grants are for, sorted.
 func (s *settings) unitPaths() (paths []string) {
@@ -151,6 +151,7 @@ func (s *settings) contradiction(other *settings) string {
 		{"max_grants", s.limits.grants == other.limits.grants, s.limits.grants, other.limits.grants},
 		{"max_grants_client", s.limits.client == other.limits.client, s.limits.client, other.limits.client},
 		{"max_grants_name", s.limits.name == other.limits.name, s.limits.name, other.limits.name},
+		{"max_mappings", s.limits.mappings == other.limits.mappings, s.limits.mappings, other.limits.mappings},
 		{"max_addresses_answer", s.limits.answer == other.limits.answer, s.limits.answer, other.limits.answer},
 		{"dns_ports", s.dnsPorts == other.dnsPorts, dnsPortsText(s.dnsPorts), dnsPortsText(other.dnsPorts)},
 		{"trusted_forwarder", sameRanges(s.forwarders, other.forwarders), s.forwarders, other.forwarders},

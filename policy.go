@@ -20,6 +20,8 @@ type policy struct {
 	refuseOthers  bool     // or else the answers for others pass, and open nothing
 	private       []rule
 	canary        bool // browsers are told to stay with this resolver
+	routes        []*namedRoute
+	routed        *names.Ranking // by which of them
 
 	predicates backend.Predicates // of the packets that the answers are for
 	class      backend.Class      // the number that they have

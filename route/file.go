@@ -1,0 +1,154 @@
+package route
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// lockWait is how long a process that is about to end may still have the file.
+const lockWait = time.Second
+
+// openFile opens the file, or makes a new one where there is none.
+func openFile(path string) (db *bolt.DB, id []byte, fresh bool, err error) {
+	db, err = openOld(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = create(path); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, nil, false, fmt.Errorf("making the book of mapped addresses: %w", err)
+		}
+		fresh = err == nil
+		db, err = openOld(path)
+	}
+	if err != nil {
+		return nil, nil, false, err
+	}
+	if err := guarded(path, func() error { id, err = check(db); return err }); err != nil {
+		db.Close()
+		return nil, nil, false, err
+	}
+	return db, id, fresh, nil
+}
+
+// openOld never makes a file: neither one that was not there, nor of an empty one, which
+// has lost what was in it.
+func openOld(path string) (db *bolt.DB, err error) {
+	var file *os.File
+	err = guarded(path, func() (err error) {
+		db, err = bolt.Open(path, 0o600, &bolt.Options{
+			Timeout:      lockWait,
+			FreelistType: bolt.FreelistMapType,
+			OpenFile: func(path string, flag int, mode os.FileMode) (*os.File, error) {
+				f, err := os.OpenFile(path, flag&^os.O_CREATE, mode)
+				if err != nil {
+					return nil, err
+				}
+				if info, err := f.Stat(); err != nil || info.Size() == 0 {
+					f.Close()
+					return nil, errors.Join(err, fmt.Errorf("%w: it is empty", ErrCorrupt))
+				}
+				file = f
+				return f, nil
+			},
+		})
+		return err
+	})
+	if err == nil {
+		return db, nil
+	}
+	if file != nil {
+		file.Close() // if it panicked; otherwise it is closed already
+	}
+	switch {
+	case errors.Is(err, bolt.ErrTimeout):
+		return nil, fmt.Errorf("the book of mapped addresses %s is %w%s", path, ErrInUse, holder(path))
+	case errors.Is(err, bolt.ErrInvalid), errors.Is(err, bolt.ErrChecksum), errors.Is(err, bolt.ErrVersionMismatch):
+		return nil, corrupt(path, err)
+	}
+	return nil, err
+}
+
+// guarded turns what a damaged file leads to, be it a fault of memory, into an error.
+func guarded(path string, do func() error) (err error) {
+	defer debugFaults()()
+	defer func() {
+		if what := recover(); what != nil {
+			err = corrupt(path, fmt.Errorf("%v", what))
+		}
+	}()
+	return do()
+}
+
+func corrupt(path string, why error) error {
+	return fmt.Errorf("%s: %w: %w (who moves it away starts with a new one, and ends what is connected by the old one)", path, ErrCorrupt, why)
+}
+
+// create makes a book beside path and gives it its name when it is complete.
+func create(path string) error {
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, filepath.Base(path)+".*.new")
+	if err != nil {
+		return err
+	}
+	f.Close()
+	defer os.Remove(f.Name())
+	db, err := bolt.Open(f.Name(), 0o600, &bolt.Options{Timeout: lockWait})
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bolt.Tx) error {
+		for _, bucket := range [][]byte{bucketBook, bucketAddrs, bucketUse} {
+			if _, err := tx.CreateBucket(bucket); err != nil {
+				return err
+			}
+		}
+		id := make([]byte, 8)
+		rand.Read(id)
+		return put(tx, bucketBook, keyID, id)
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		return err
+	}
+	if err := os.Link(f.Name(), path); err != nil { // fails if there is one by now
+		return err
+	}
+	return syncDir(dir)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// check returns the id of a book, if the file is one and whole.
+func check(db *bolt.DB) (id []byte, err error) {
+	err = db.View(func(tx *bolt.Tx) error {
+		info, err := os.Stat(db.Path())
+		if err != nil {
+			return err
+		}
+		if tx.Size() > info.Size() {
+			return corrupt(db.Path(), fmt.Errorf("%d bytes are missing at its end", tx.Size()-info.Size()))
+		}
+		for _, bucket := range [][]byte{bucketBook, bucketAddrs, bucketUse} {
+			if tx.Bucket(bucket) == nil {
+				return corrupt(db.Path(), fmt.Errorf("it has no %q", bucket))
+			}
+		}
+		if id = unseal(keyID, tx.Bucket(bucketBook).Get(keyID)); id == nil {
+			return corrupt(db.Path(), errors.New("it has no id"))
+		}
+		id = append([]byte(nil), id...)
+		return nil
+	})
+	return id, err
+}
