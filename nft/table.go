@@ -19,6 +19,11 @@ func (w *writer) check(r backend.Rules) error {
 	if err := w.connect(); err != nil {
 		return err
 	}
+	if len(r.Routes) > 0 {
+		if err := w.socket.checkFlows(); err != nil {
+			return fmt.Errorf("reading connections: %w", err)
+		}
+	}
 	_, _, err := w.commitRules(newRuleset(r), r.Table, true)
 	return err
 }
@@ -80,6 +85,7 @@ func (w *writer) arm(r backend.Rules) error {
 	}
 	rs, first := newRuleset(r), !w.opened
 	w.forget(r)
+	w.forgetMappings(&r)
 	var stood present
 	lost := false
 	for try, end := 0, time.Now().Add(patience); ; try++ {
@@ -102,9 +108,16 @@ func (w *writer) arm(r backend.Rules) error {
 	case !w.holdsGrants():
 		w.putBackGrants()
 	}
+	if first {
+		w.mapped.strange = !lost && stood.exists
+		w.epoch.Add(1)
+	}
+	if !w.holdsMappings() {
+		w.putBackMappings()
+	}
 	w.free = nil
 	w.lookAround()
-	w.enforce(len(w.restore) == 0)
+	w.enforce(w.whole())
 	return nil
 }
 
@@ -185,14 +198,17 @@ func (w *writer) tryRules(rs ruleset, table string, dryRun, forced bool) (before
 	w.batch.add(msgs)
 	w.batch.dryRun = dryRun
 	var carried []expiry.Ended[backend.Key]
+	mapped := 0
 	if !dryRun && !kept {
 		w.putBackGrants()
+		w.putBackMappings()
 		carried = w.carry(rs)
+		mapped = w.carryMappings(rs)
 	}
 	first := w.socket.seq
 	err = w.socket.transact(&w.batch)
-	if err != nil && len(carried) > 0 && !errors.Is(err, unix.ERESTART) && !errors.Is(err, errUnknown) {
-		carried = nil // the rules must not fail for their sake
+	if err != nil && len(carried)+mapped > 0 && !errors.Is(err, unix.ERESTART) && !errors.Is(err, errUnknown) {
+		carried, mapped = nil, 0 // the rules must not fail for their sake
 		w.batch.begin(expected)
 		w.batch.add(msgs)
 		first = w.socket.seq
@@ -208,6 +224,9 @@ func (w *writer) tryRules(rs ruleset, table string, dryRun, forced bool) (before
 		w.generation = next(generation)
 		w.owned = flags != 0
 		w.carriedOver(carried)
+		if mapped > 0 {
+			w.mapsStand()
+		}
 	}
 	return before, kept, nil
 }

@@ -1,0 +1,293 @@
+package nft
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/google/nftables"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+)
+
+// Traffic to mapped addresses is judged before it is translated: grants are for the
+// mapped address, and so is every refusal. What has been translated is looked at once
+// more, by where it came from and where it is about to go, since no rule of the guarded
+// chains that opens a real address may open a way through a mapped one, or the other way
+// round.
+//
+//	prerouting, output  -110  routed-*      to a pool: judged, or refused at once
+//	prerouting, output  -105  translate-*   to the real address
+//	forward, output        0  guarded       leaves by its route, or is refused
+//	input                  0  own-address   never arrives here
+//	postrouting            0  leaving       what this machine sends, by no other interface
+//	postrouting           90  egress        with the route's source address
+//
+// Translation comes a little before that of others, who could send it elsewhere.
+
+// Names of chains and sets for routes.
+const (
+	chainTranslate = "translate"
+	chainOwn       = "own-address"
+	chainLeaving   = "leaving"
+	chainEgress    = "egress"
+	chainAtOnce    = "refuse-at-once"
+
+	setMapped = "mapped"
+	setRoute  = "route-"
+)
+
+// A path is a way that packets take past routes: those that are forwarded, or those that
+// this machine sends.
+type path struct {
+	rules   *backend.Rules
+	forward bool
+}
+
+// name is what a chain of the path is called.
+func (p *path) name(begin string) string {
+	if p.forward {
+		return begin + "-" + chainForward
+	}
+	return begin + "-" + chainOutput
+}
+
+// pools are those of all routes.
+func pools(routes []backend.Route) (all []netip.Prefix) {
+	for _, r := range routes {
+		for _, p := range r.Pools {
+			if p = p.Masked(); !slices.Contains(all, p) {
+				all = append(all, p)
+			}
+		}
+	}
+	return all
+}
+
+// mappings are the sets of mapped addresses: what stands behind each, and of which route it
+// is.
+func mappings(r *backend.Rules) (sets []set) {
+	if len(r.Routes) == 0 {
+		return nil
+	}
+	for _, ipv4 := range versions {
+		sets = append(sets, set{
+			name: mappedName(ipv4, r.Book), comment: "what real address stands behind a mapped one",
+			key: selector{destination(ipv4)}, data: destination(ipv4).key,
+		})
+	}
+	for i := range r.Routes {
+		for _, ipv4 := range versions {
+			sets = append(sets, set{
+				name: routeName(r.Routes[i].Name, ipv4, r.Book), comment: "mapped addresses of the route " + r.Routes[i].String(),
+				key: selector{destination(ipv4)}, timeout: true, size: r.MaxMappings, gc: routeGC,
+			})
+		}
+	}
+	return sets
+}
+
+// routeGC is how often the kernel looks for elements of routes that have run out, which
+// none ever does: but only sets with timeouts grow with what they hold.
+const routeGC = 24 * time.Hour
+
+var versions = []bool{true, false} // IPv4, IPv6
+
+// mappedName is the name of the map from mapped to real addresses.
+func mappedName(ipv4 bool, book string) string { return forVersion(setMapped, ipv4) + "-" + book }
+
+// routeName is the name of a set of a route's mapped addresses.
+func routeName(route string, ipv4 bool, book string) string {
+	return forVersion(setRoute+route, ipv4) + "-" + book
+}
+
+// eachVersion makes rules for mapped addresses of routes, of those that want any.
+func eachVersion(routes []backend.Route, rules func(r *backend.Route, ipv4 bool) []rule) (all []rule) {
+	for i := range routes {
+		for _, ipv4 := range versions {
+			all = append(all, rules(&routes[i], ipv4)...)
+		}
+	}
+	return all
+}
+
+// judge is the chain for packets to mapped addresses, before they are translated. What it
+// does not accept it refuses.
+func (p *path) judge(o opening) chain {
+	marks := eachVersion(p.rules.Routes, func(r *backend.Route, ipv4 bool) []rule {
+		if r.Mark == 0 {
+			return nil
+		}
+		return []rule{{"the mark of " + r.Name, []match{selector{destination(ipv4)}.in(routeName(r.Name, ipv4, p.rules.Book)), setMark(r.Mark)}, verdict{}}}
+	})
+	var captured []rule
+	if p.forward && p.rules.Capture != 0 {
+		captured = []rule{{"plain DNS of clients: captured", []match{tcpOrUDP, plainDNSPort}, accept}}
+	}
+	return chain{o.chain, nil, slices.Concat(marks, alive(o.live(), o.known()), noSourceRoutes(), captured, o.rules(), refuseAtOnce("no DNS answer has opened this address"))}
+}
+
+// first is the chain that sends packets to mapped addresses to be judged.
+func (p *path) first(judge string) chain {
+	c := chain{name: p.name("routed"), base: &routedOutputBase}
+	if p.forward {
+		c.base = &routedForwardBase
+	}
+	for _, pool := range pools(p.rules.Routes) {
+		c.rules = append(c.rules, rule{"mapped addresses", append([]match{destinationIn(pool)}, p.guarded()...), jump(judge)})
+	}
+	return c
+}
+
+// guarded are the conditions that a packet is of those that the path is about.
+func (p *path) guarded() []match {
+	switch {
+	case !p.forward:
+		return nil
+	case len(p.rules.Interfaces) > 0:
+		return []match{notLoopback, selector{fromName}.in(setGuarded)}
+	}
+	return []match{notLoopback}
+}
+
+// translate is the chain that sends new connections to what stands behind a mapped address.
+func (p *path) translate() chain {
+	c := chain{name: p.name(chainTranslate), base: &translateOutputBase}
+	if p.forward {
+		c.base = &translateForwardBase
+		if p.rules.Capture != 0 {
+			c.rules = append(c.rules, rule{"plain DNS of clients: captured", append(p.guarded(), tcpOrUDP, plainDNSPort), accept})
+		}
+	}
+	for _, pool := range pools(p.rules.Routes) {
+		name := mappedName(pool.Addr().Is4(), p.rules.Book)
+		c.rules = append(c.rules, rule{"to the real address", append([]match{destinationIn(pool)}, p.guarded()...), dnatBy(name, pool.Addr().Is4())})
+	}
+	return c
+}
+
+// pass is the chain for what has been translated.
+func (p *path) pass(u resolvers) chain {
+	c := chain{name: p.name("pass")}
+	if p.forward {
+		c.rules = eachVersion(p.rules.Routes, func(r *backend.Route, ipv4 bool) []rule {
+			if r.Out == "" {
+				return nil
+			}
+			return []rule{{"leaves by no other interface", []match{originally(ipv4).in(routeName(r.Name, ipv4, p.rules.Book)), notOut(r.Out)}, rejectNoHost}}
+		})
+	}
+	c.rules = slices.Concat(c.rules, livesOn(), u.shut())
+	if !p.forward { // where it is about to go, no packet on its way out tells any more
+		c.rules = append(c.rules, refuseAtOnce("a real address is this machine's own", toSelf)...)
+	}
+	c.rules = append(c.rules, p.unassigned("from one mapped address to another")...)
+	c.rules = append(c.rules, eachVersion(p.rules.Routes, func(r *backend.Route, ipv4 bool) []rule {
+		return []rule{{"leaves by its route", []match{originally(ipv4).in(routeName(r.Name, ipv4, p.rules.Book))}, accept}}
+	})...)
+	c.rules = append(c.rules, refuseAtOnce("its route is not there any more")...)
+	return c
+}
+
+// translated sends what has been translated to the chain for that.
+func (p *path) translated() (rules []rule) {
+	for _, pool := range pools(p.rules.Routes) {
+		rules = append(rules, rule{"from a mapped address", []match{hasDNAT, ctOriginal, originallyIn(pool)}, jump(p.name("pass"))})
+	}
+	return rules
+}
+
+// unassigned refuses what goes to a pool.
+func (p *path) unassigned(comment string) (rules []rule) {
+	for _, pool := range pools(p.rules.Routes) {
+		rules = append(rules, refuseAtOnce(comment, destinationIn(pool))...)
+	}
+	return rules
+}
+
+// chains are those for routes on the path: o is the opening of its guarded chain.
+func (p *path) chains(o opening, u resolvers) []chain {
+	if len(p.rules.Routes) == 0 {
+		return nil
+	}
+	o.chain = p.name(setMapped)
+	return slices.Concat(o.chains(), o.liveChains(nil), []chain{p.judge(o), p.first(o.chain), p.translate(), p.pass(u)})
+}
+
+// routeChains are those for routes that all paths share: the first is for refusals.
+func routeChains(r *backend.Rules) (first, last []chain) {
+	if len(r.Routes) == 0 {
+		return nil, nil
+	}
+	atOnce := chain{chainAtOnce, nil, []rule{
+		{"what leads nowhere", []match{counter}, verdict{}},
+		{"what leads nowhere", []match{isTCP}, rejectReset},
+		{"what leads nowhere", nil, rejectNoPort},
+	}}
+	own := chain{name: chainOwn, base: &ownBase}
+	if r.Gateway && r.Capture != 0 {
+		own.rules = append(own.rules, rule{"plain DNS of clients: captured", []match{notLoopback, tcpOrUDP, toPort.is(portBytes(r.Capture))}, accept})
+	}
+	for _, pool := range pools(r.Routes) {
+		own.rules = append(own.rules, refuseAtOnce("a real address is this machine's own", hasDNAT, ctOriginal, originallyIn(pool))...)
+	}
+	egress := chain{chainEgress, &egressBase, eachVersion(r.Routes, func(route *backend.Route, ipv4 bool) []rule {
+		at := slices.IndexFunc(route.Egress, func(a netip.Addr) bool { return a.Is4() == ipv4 })
+		v := masquerade
+		switch {
+		case at >= 0:
+			v = snat(route.Egress[at])
+		case route.Transparent:
+			return nil
+		}
+		return []rule{{"leaves as its route says", []match{hasDNAT, originally(ipv4).in(routeName(route.Name, ipv4, r.Book))}, v}}
+	})}
+	last = []chain{own, egress}
+	if !r.Local {
+		return []chain{atOnce}, last
+	}
+	if leaving := eachVersion(r.Routes, func(route *backend.Route, ipv4 bool) []rule {
+		if route.Out == "" {
+			return nil
+		}
+		return []rule{{"leaves by no other interface", []match{hasDNAT, ctOriginal, originally(ipv4).in(routeName(route.Name, ipv4, r.Book)), notOut(route.Out)}, drop}}
+	}); len(leaving) > 0 {
+		last = append(last, chain{chainLeaving, &leavingBase, leaving})
+	}
+	return []chain{atOnce}, last
+}
+
+func refuseAtOnce(comment string, conditions ...match) []rule {
+	return []rule{{comment, conditions, jump(chainAtOnce)}}
+}
+
+var (
+	routedForwardBase = base{
+		text: "type filter hook prerouting priority dstnat - 10; policy accept;",
+		kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityRef(-110), policy: nftables.ChainPolicyAccept,
+	}
+	routedOutputBase = base{
+		text: "type filter hook output priority -110; policy accept;",
+		kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityRef(-110), policy: nftables.ChainPolicyAccept,
+	}
+	translateForwardBase = base{
+		text: "type nat hook prerouting priority dstnat - 5; policy accept;",
+		kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityRef(-105), policy: nftables.ChainPolicyAccept,
+	}
+	translateOutputBase = base{
+		text: "type nat hook output priority -105; policy accept;",
+		kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityRef(-105), policy: nftables.ChainPolicyAccept,
+	}
+	ownBase = base{
+		text: "type filter hook input priority filter; policy accept;",
+		kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput, priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyAccept,
+	}
+	leavingBase = base{
+		text: "type filter hook postrouting priority filter; policy accept;",
+		kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting, priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyAccept,
+	}
+	egressBase = base{
+		text: "type nat hook postrouting priority srcnat - 10; policy accept;",
+		kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: nftables.ChainPriorityRef(90), policy: nftables.ChainPolicyAccept,
+	}
+)
