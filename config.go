@@ -45,7 +45,25 @@ type found struct {
 	classes  map[backend.Class]backend.Predicates
 	upstream []netip.AddrPort
 	self     backend.Program
-	capture  uint16 // port
+	capture  uint16        // port
+	routes   []*namedRoute // of all server blocks
+	policies []*policy     // the same, in order
+	book     string        // the name of all their books
+}
+
+// mapped reports whether an address is of a pool.
+func (f *found) mapped(addr netip.Addr) bool {
+	return slices.ContainsFunc(f.routes, func(r *namedRoute) bool { return contains(r.pools, addr) })
+}
+
+// kernelRoutes are the routes, those once that are the same to the kernel.
+func (f *found) kernelRoutes() (all []backend.Route) {
+	for _, r := range f.routes {
+		if !slices.ContainsFunc(all, func(k backend.Route) bool { return k.Name == r.kernel.Name }) {
+			all = append(all, r.kernel)
+		}
+	}
+	return all
 }
 
 // limits bound what the network can make the guard keep. Those of grants and of mapped
@@ -125,6 +143,9 @@ func (s *settings) rules(m *machine) backend.Rules {
 	}
 	if s.gateway() {
 		r.Capture = s.found.capture
+	}
+	if r.Routes = bridge(s.found.kernelRoutes(), m.routes); len(r.Routes) > 0 {
+		r.MaxMappings, r.Book = s.limits.mappings, s.found.book
 	}
 	return r
 }

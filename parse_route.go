@@ -17,6 +17,7 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/names"
 	"github.com/destination-guard/coredns-ip-destination-guard/reach"
+	"github.com/destination-guard/coredns-ip-destination-guard/route"
 )
 
 // A routeOption is a line in the block of a route.
@@ -88,7 +89,7 @@ var routeOptions = map[string]routeOption{
 }
 
 const (
-	maxSlots     = 64
+	maxSlots     = route.MaxSlots
 	defaultSlots = 4
 
 	familyBoth = "both"
@@ -145,6 +146,7 @@ func (p *parser) addRoute(patterns []string) error {
 		}
 		return fmt.Errorf("%s:%d - Error during parsing: %s", p.File(), line, err.text)
 	}
+	r.literal = !strings.ContainsAny(strings.Join(patterns, ""), "*?")
 	p.policy.routes = append(p.policy.routes, r)
 	return nil
 }
@@ -279,6 +281,9 @@ func usable(pool netip.Prefix) float64 {
 
 // settleRoutes ranks the patterns of all routes of the block.
 func (p *parser) settleRoutes() (err error) {
+	if len(p.policy.routes) == 0 {
+		return nil
+	}
 	var patterns [][]string
 	for _, r := range p.policy.routes {
 		patterns = append(patterns, r.patterns)

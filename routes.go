@@ -6,12 +6,14 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/route"
 )
 
 // namedRoute is a route as a server block has it: for names.
 type namedRoute struct {
 	patterns       []string
 	pools          []netip.Prefix // sorted, of the IP versions that it carries
+	literal        bool           // the patterns are names
 	slots          int            // mapped addresses of a name and IP version, at most
 	egress         []netip.Addr   // sorted
 	masquerade     bool           // spelled out
@@ -27,6 +29,11 @@ type namedRoute struct {
 
 	predicates backend.Predicates // of the packets that its grants are for
 	class      backend.Class
+
+	// Once all server blocks have been read: it as the kernel and the book know it.
+	kernel backend.Route
+	listed route.Route
+	book   *book
 }
 
 // carries reports whether there are mapped addresses of an IP version.

@@ -1,0 +1,162 @@
+package ipdestinationguard
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+)
+
+// routing is what routes are in force, from one Corefile to the next.
+type routing struct {
+	policies []*policy        // of the Corefile
+	books    map[string]*book // by the names of routes
+	pools    []pool
+	classes  []backend.Class // that there may be grants for mapped addresses in
+	changed  chan struct{}   // closed when there is a newer one
+}
+
+// pool is addresses that are a route's.
+type pool struct {
+	netip.Prefix
+	*book
+}
+
+func newRouting() *routing { return &routing{changed: make(chan struct{})} }
+
+// find returns the pool that an address is of, if it is of one.
+func (t *routing) find(addr netip.Addr) *pool {
+	for i := range t.pools {
+		if t.pools[i].Contains(addr) {
+			return &t.pools[i]
+		}
+	}
+	return nil
+}
+
+// of returns the route that a name has by what is in force, or nil.
+func (t *routing) of(name string) *namedRoute {
+	for _, p := range t.policies {
+		if r := p.of(name); r != nil {
+			return r
+		}
+	}
+	return nil
+}
+
+// awaitRoute returns the route that a name has now: r, once it is in force, or the one that
+// stands for it. A new Corefile's handlers answer before its routes are in force, and those
+// of an old one may be late and answer after.
+func (g *guard) awaitRoute(ctx context.Context, r *namedRoute, name string) (*namedRoute, error) {
+	var late <-chan time.Time
+	for {
+		t := g.routing.Load()
+		if t.books[r.kernel.Name] == r.book {
+			return r, nil
+		}
+		if other := t.of(name); other != nil {
+			return other, nil
+		}
+		if late == nil {
+			timer := time.NewTimer(g.settings.Load().hold)
+			defer timer.Stop()
+			late = timer.C
+		}
+		select {
+		case <-t.changed:
+		case <-late:
+			return nil, backend.ErrRoute
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// bridge are the routes of a Corefile, and those of the one before, which go on until their
+// names have other routes.
+func bridge(routes, before []backend.Route) []backend.Route {
+	if len(routes) == 0 {
+		return nil
+	}
+	all := slices.Clone(routes)
+	for _, k := range before {
+		if !slices.ContainsFunc(routes, func(r backend.Route) bool { return r.Name == k.Name }) {
+			all = append(all, k)
+		}
+	}
+	return all
+}
+
+// takeOver has names and answers go by the routes of a Corefile, which are in the rules by
+// now.
+func (g *guard) takeOver(s *settings) error {
+	was := g.routing.Load()
+	routes := s.found.routes
+	if len(routes) == 0 && len(was.pools) == 0 {
+		return nil
+	}
+	if err := g.endStrangers(routes); err != nil {
+		return err
+	}
+	t := newRouting()
+	t.policies, t.books = s.found.policies, map[string]*book{}
+	for _, r := range routes {
+		t.books[r.kernel.Name] = r.book
+		for _, prefix := range r.pools {
+			t.pools = append(t.pools, pool{prefix, r.book})
+		}
+		if !slices.Contains(t.classes, r.class) {
+			t.classes = append(t.classes, r.class)
+		}
+		r.book.SetMax(s.limits.mappings)
+	}
+	g.rehome(t, was)
+	g.routing.Store(t)
+	close(was.changed)
+	if g.end == nil {
+		var ctx context.Context
+		ctx, g.end = context.WithCancel(context.Background())
+		g.working.Go(func() { g.tidy(ctx) })
+		g.working.Go(func() { g.cuts.run(ctx, g.router) })
+	}
+	return nil
+}
+
+// rehome gives names whose routes there are no more to those that they have now, with the
+// addresses that they have.
+func (g *guard) rehome(t, was *routing) {
+	for _, b := range g.books.list() {
+		err := b.Rehome(context.Background(), func(old, name string) (string, bool) {
+			if t.books[old] == b {
+				return "", false
+			}
+			now := t.of(name)
+			if now == nil || now.book != b || was.books[old] != nil && !slices.ContainsFunc(g.rules.Routes, func(k backend.Route) bool { return k.Name == old && slices.Equal(k.Pools, now.pools) }) {
+				return "", false
+			}
+			return now.kernel.Name, true
+		})
+		if err != nil {
+			log.Errorf("%s: names whose route has changed may lose their addresses: %v", b.path, err)
+		}
+	}
+}
+
+// warnOverlap tells of addresses that the machine has got since it started.
+func (g *guard) warnOverlap(s *settings) {
+	if len(s.found.routes) == 0 {
+		return
+	}
+	machine := g.addresses()
+	for _, r := range s.found.routes {
+		for _, pool := range r.pools {
+			if on, ok := overlapped(pool, machine); ok {
+				g.overlaps.Do(func() {
+					log.Warningf("%s: pool %s overlaps %s, where this machine now has the address %s: one of the two does not work. Give the route another pool", r.place, pool, on.Masked(), on.Addr())
+				})
+			}
+		}
+	}
+}
