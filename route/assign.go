@@ -112,33 +112,28 @@ func (c *change) turn(e *entry) (Answer, error) {
 // retire takes the slots from an entry that are not of the route's pools any more. Tidy
 // gives them back.
 func (c *change) retire(e *entry) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	v := e.version()
-	kept := make([]slot, 0, len(e.slots))
-	var gone []held
+	var kept, gone []slot
 	for _, s := range e.slots {
 		if contains(c.route.Pools, e.addr(s.mapped)) {
 			kept = append(kept, s)
 		} else {
-			gone = append(gone, held{v, s.mapped, e.asker})
+			gone = append(gone, s)
 		}
 	}
 	if gone == nil {
 		return
 	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	e.slots = kept
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.leaving = append(c.leaving, gone...)
+	c.leaveLocked(e, gone)
 }
 
 // extend gives an entry up to n more slots, on disk.
 func (c *change) extend(e *entry, n int) error {
-	if len(e.slots) == 0 {
-		e.asker = c.asker
-	}
-	addrs, err := c.reserve(e, c.route.Pools, n)
+	addrs, err := c.reserve(e, c.route.Pools, n, c.asker)
 	if err != nil {
 		return err
 	}
@@ -167,7 +162,7 @@ func (b *Book) extended(e *entry, addrs []ip, err error) {
 		for _, a := range addrs {
 			slots = append(slots, slot{mapped: a})
 		}
-		e.slots, e.force, e.used = slots, 0, b.since()
+		e.slots, e.used = slots, b.since()
 	}
 	e.turn.writing = nil
 	e.idleLocked()
@@ -184,8 +179,8 @@ func (c *change) point(e *entry, k int) (Answer, error) {
 
 	changed := aim(slots, c.reals, k)
 	var answer Answer
-	for i, s := range e.slots {
-		if s.real != (ip{}) && (was == 0 || changed>>i&1 != 0) && (was == 0 || !leads(c.reals, s.real)) {
+	for _, s := range e.slots {
+		if s.real != (ip{}) && (was == 0 || !leads(c.reals, s.real)) {
 			answer.Stale = append(answer.Stale, e.addr(s.mapped))
 		}
 	}

@@ -18,7 +18,7 @@ import (
 // Errors that callers may ask for with errors.Is. What a [backend.Router] says is passed
 // on.
 var (
-	// ErrClosed is returned by every method after Close.
+	// ErrClosed is returned after Close by what needs the file.
 	ErrClosed = errors.New("the book of mapped addresses is closed")
 
 	// ErrPoolFull means that the pools have no address left for a new name, or that as
@@ -143,7 +143,7 @@ func (b *Book) Close() error {
 
 // NameOf returns the name that a mapped address belongs to, in lower case.
 func (b *Book) NameOf(mapped netip.Addr) (name string, ok bool) {
-	e := b.pages[version(mapped)].get(mapped.As16())
+	e := b.pages[version(mapped.Unmap())].get(mapped.As16())
 	if !e.real() {
 		return "", false
 	}
@@ -151,10 +151,24 @@ func (b *Book) NameOf(mapped netip.Addr) (name string, ok bool) {
 	return name, true
 }
 
+// Use tells the book which routes there are now, for Len to count their free addresses and
+// no others.
+func (b *Book) Use(routes []*Route) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	used := make(map[*space]bool)
+	for _, r := range routes {
+		for v := range b.pages {
+			used[b.spaceLocked(v, r.Pools)] = true
+		}
+	}
+	b.dropSpacesLocked(func(s *space) bool { return !used[s] })
+}
+
 // Count is how many addresses there are of one IP version.
 type Count struct {
 	Mapped int // that names have
-	Free   int // that new names may have, of the pools used so far
+	Free   int // that new names may have: see Use
 }
 
 // Len counts the mapped addresses.

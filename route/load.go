@@ -1,12 +1,12 @@
 package route
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
 	"slices"
-	"strings"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -16,16 +16,16 @@ import (
 func (b *Book) load(db *bolt.DB, path string) error {
 	return guarded(path, func() error {
 		return db.View(func(tx *bolt.Tx) error {
-			places := make(map[*entry][]uint16)
-			if err := tx.Bucket(bucketAddrs).ForEach(func(k, v []byte) error { return b.loadAddr(k, v, places) }); err != nil {
+			addrs := tx.Bucket(bucketAddrs)
+			disordered := make(map[*entry]struct{})
+			if err := addrs.ForEach(func(k, v []byte) error { return b.loadAddr(k, v, disordered) }); err != nil {
 				return corrupt(path, err)
 			}
-			b.inOrder(places)
+			for e := range disordered {
+				e.sort(addrs)
+			}
 			if err := tx.Bucket(bucketUse).ForEach(b.loadUse); err != nil {
 				return corrupt(path, err)
-			}
-			for i := range b.loose {
-				slices.SortStableFunc(b.loose[i], older)
 			}
 			for err := range tx.Check() {
 				return corrupt(path, err)
@@ -35,33 +35,26 @@ func (b *Book) load(db *bolt.DB, path string) error {
 	})
 }
 
-func older(a, b rest) int { return int(a.at) - int(b.at) }
-
-func (b *Book) loadAddr(k, v []byte, places map[*entry][]uint16) error {
+func (b *Book) loadAddr(k, v []byte, disordered map[*entry]struct{}) error {
 	version, a, ok := ipOf(k)
 	record := unseal(k, v)
 	if !ok || record == nil {
 		return fmt.Errorf("the record of address %x is damaged", k)
 	}
-	switch rest_ := record[1:]; record[0] {
+	switch kind, says := record[0], record[1:]; kind {
 	case kindOwned:
-		if len(rest_) < 2 || !strings.Contains(string(rest_[2:]), "\x00") {
+		if len(says) < 2 || bytes.IndexByte(says[2:], 0) < 0 {
 			break
 		}
-		key := versions[version:version+1] + string(rest_[2:])
-		e := b.enter([]byte(key))
-		e.slots = append(e.slots, slot{mapped: a})
-		e.saved = math.MinInt32
-		places[e] = append(places[e], binary.BigEndian.Uint16(rest_))
-		b.pages[version].set(a, e)
+		b.pages[version].set(a, b.loadOwned(version, a, says, disordered))
 		b.count[version]++
 		return nil
 	case kindRests, kindFree:
-		if len(rest_) != 8 {
+		if len(says) != 8 {
 			break
 		}
-		r := rest{addr: a, at: b.ago(binary.BigEndian.Uint64(rest_))}
-		if record[0] == kindFree {
+		r := rest{addr: a, at: b.ago(binary.BigEndian.Uint64(says))}
+		if kind == kindFree {
 			b.pages[version].set(a, isFree)
 			b.loose[version] = append(b.loose[version], r)
 			return nil
@@ -81,24 +74,30 @@ func (b *Book) ago(unix uint64) int32 {
 	return -int32(max(0, min(age, math.MaxInt32)))
 }
 
-// inOrder puts the slots of each entry in the order in which it got them.
-func (b *Book) inOrder(places map[*entry][]uint16) {
-	for e, at := range places {
-		e.last = slices.Max(at)
-		if slices.IsSorted(at) {
-			continue
-		}
-		order := make([]int, len(at))
-		for i := range order {
-			order[i] = i
-		}
-		slices.SortStableFunc(order, func(i, j int) int { return int(at[i]) - int(at[j]) })
-		sorted := make([]slot, len(at))
-		for i, from := range order {
-			sorted[i] = e.slots[from]
-		}
-		e.slots = sorted
+// loadOwned enters an address of a name. Mostly they come in the order in which the name
+// has got them.
+func (b *Book) loadOwned(version int, a ip, says []byte, disordered map[*entry]struct{}) *entry {
+	e := b.enter(append([]byte{versions[version]}, says[2:]...))
+	if len(e.slots) == MaxSlots {
+		b.leaveLocked(e, []slot{{mapped: a}})
+		return e
 	}
+	place := binary.BigEndian.Uint16(says)
+	if place < e.last {
+		disordered[e] = struct{}{}
+	}
+	e.last, e.saved = max(e.last, place), math.MinInt32
+	e.slots = append(e.slots, slot{mapped: a})
+	return e
+}
+
+// sort puts the slots into the order in which the name has got them.
+func (e *entry) sort(addrs *bolt.Bucket) {
+	place := func(s slot) int {
+		key := bytesOf(e.version(), s.mapped)
+		return int(binary.BigEndian.Uint16(unseal(key, addrs.Get(key))[1:]))
+	}
+	slices.SortFunc(e.slots, func(a, b slot) int { return place(a) - place(b) })
 }
 
 func (b *Book) loadUse(k, v []byte) error {

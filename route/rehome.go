@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	perMove = 256 // names whose answers wait at the same time
+	perMove = 1000 // names whose answers wait at the same time
 	mapWait = 5 * time.Second
 )
 
@@ -38,14 +38,14 @@ func (b *Book) Rehome(ctx context.Context, to func(route, name string) (newRoute
 		s.mu.RUnlock()
 	}
 	var failed error
-	for some := range slices.Chunk(moves, perMove) {
-		if err := b.move(ctx, some); err != nil {
+	for len(moves) > 0 {
+		n, err := b.move(ctx, moves)
+		if err != nil {
 			return errors.Join(failed, err)
 		}
-		failed = errors.Join(failed, b.remap(ctx, some))
-		for _, m := range some {
-			m.done(b)
-		}
+		failed = errors.Join(failed, b.remap(ctx, moves[:n]))
+		b.moveDone(moves[:n])
+		moves = moves[n:]
 	}
 	return failed
 }
@@ -58,31 +58,37 @@ type move struct {
 	first int    // where the addresses of from are in it
 }
 
-// done gives back the turns.
-func (m *move) done(b *Book) {
-	if m.to == nil {
-		return
+// moveDone gives back the turns.
+func (b *Book) moveDone(moves []move) {
+	for _, m := range moves {
+		if m.to != nil {
+			m.from.release()
+			m.to.release()
+			b.dropIdle(m.to)
+		}
 	}
-	m.from.release()
-	m.to.release()
-	b.dropIdle(m.to)
-	m.to = nil
 }
 
-// move takes the turns of some entries, and moves their addresses.
-func (b *Book) move(ctx context.Context, moves []move) (err error) {
+// move moves the addresses of the first n entries, whose turns it has taken when it
+// returns, if there is no error.
+func (b *Book) move(ctx context.Context, moves []move) (n int, err error) {
 	defer func() {
 		if err != nil {
-			for i := range moves {
-				moves[i].done(b)
-			}
+			b.moveDone(moves[:n])
 		}
 	}()
-	for i := range moves {
-		if err := b.prepare(ctx, &moves[i]); err != nil {
-			return err
+	taken := make(map[*entry]bool)
+	for n < min(len(moves), perMove) {
+		ok, err := b.prepare(ctx, &moves[n], taken)
+		if err != nil {
+			return n, err
 		}
+		if !ok {
+			break
+		}
+		n++
 	}
+	moves = moves[:n]
 	err = b.store.do(context.WithoutCancel(ctx), func(tx *bolt.Tx) error {
 		for _, m := range moves {
 			if m.to == nil {
@@ -97,41 +103,50 @@ func (b *Book) move(ctx context.Context, moves []move) (err error) {
 		return nil
 	})
 	if err != nil {
-		return err
+		return n, err
 	}
 	for i := range moves {
 		if moves[i].to != nil {
 			b.moved(&moves[i])
 		}
 	}
-	return nil
+	return n, nil
 }
 
-// prepare takes the turns that a move needs. Nobody else ever waits for a second one.
-func (b *Book) prepare(ctx context.Context, m *move) error {
+// prepare takes the turns that a move needs, unless others of the same transaction have
+// them: then it has to wait for the next one. Nobody else ever waits for a second turn.
+func (b *Book) prepare(ctx context.Context, m *move, taken map[*entry]bool) (ok bool, err error) {
 	_, name := m.from.names()
 	key, err := appendKey(nil, m.from.version(), m.route, name)
 	if err != nil {
-		return fmt.Errorf("%q: %w", m.route, err)
+		return false, fmt.Errorf("%q: %w", m.route, err)
+	}
+	if taken[m.from] {
+		return false, nil
 	}
 	switch err := b.takeSettled(ctx, m.from); {
 	case err == errDead:
-		return nil
+		return true, nil
 	case err != nil:
-		return err
+		return false, err
 	}
 	for {
 		to := b.enter(key)
+		if taken[to] {
+			m.from.release()
+			return false, nil
+		}
 		switch err := b.takeSettled(ctx, to); {
 		case err == errDead:
 			continue
 		case err != nil:
 			m.from.release()
 			b.dropIdle(to)
-			return err
+			return false, err
 		}
+		taken[m.from], taken[to] = true, true
 		m.to, m.first = to, len(to.slots)
-		return nil
+		return true, nil
 	}
 }
 
@@ -155,33 +170,25 @@ func (b *Book) moved(m *move) {
 	from.mu.Lock()
 	from.dead = true
 	delete(s.entries, from.key)
-	slots, used, asker := from.slots, from.used, from.asker
+	used := from.used
 	from.mu.Unlock()
 	s.mu.Unlock()
 
-	v := to.version()
-	b.mu.Lock()
-	for _, s := range slots {
-		b.pages[v].set(s.mapped, to)
-	}
-	b.mu.Unlock()
 	to.mu.Lock()
 	defer to.mu.Unlock()
-	to.last += uint16(len(slots))
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, s := range from.slots {
+		b.pages[to.version()].set(s.mapped, to)
+	}
 	if len(to.slots) == 0 {
-		to.asker, to.used = asker, used
+		to.asker, to.used = from.asker, used
 	}
-	room := max(0, MaxSlots-len(to.slots))
-	if len(slots) > room {
-		b.mu.Lock()
-		for _, s := range slots[room:] {
-			b.leaving = append(b.leaving, held{v, s.mapped, asker})
-		}
-		b.mu.Unlock()
-		slots = slots[:room]
-	}
-	to.slots = slices.Concat(to.slots, slots)
-	to.used, to.dirty = max(to.used, used), true
+	room := min(max(0, MaxSlots-len(to.slots)), len(from.slots))
+	b.leaveLocked(from, from.slots[room:])
+	to.slots = slices.Concat(to.slots, from.slots[:room])
+	to.last += uint16(len(from.slots))
+	to.used, to.dirty, to.force = max(to.used, used), true, 0
 }
 
 // remap puts what was in force there again.

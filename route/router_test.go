@@ -15,18 +15,40 @@ type router struct {
 	epoch atomic.Uint64
 	maps  atomic.Int64 // calls of Map
 
-	mu     sync.Mutex
-	fails  error
-	mapped map[netip.Addr]backend.Mapping
-	live   map[[2]netip.Addr]bool // connections: mapped, real
+	mu      sync.Mutex
+	fails   error
+	onUnmap func() // before it
+	looks   int    // calls of Connections
+	blocked *blocked
+	mapped  map[netip.Addr]backend.Mapping
+	live    map[[2]netip.Addr]bool // connections: mapped, real
 }
 
 func newRouter() *router {
 	return &router{mapped: make(map[netip.Addr]backend.Mapping), live: make(map[[2]netip.Addr]bool)}
 }
 
+// blocked is a call of Map that takes long.
+type blocked struct{ reached, free chan struct{} }
+
+// block has the next call of Map take as long as it is not freed.
+func (r *router) block() *blocked {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.blocked = &blocked{make(chan struct{}), make(chan struct{})}
+	return r.blocked
+}
+
 func (r *router) Map(_ context.Context, mappings []backend.Mapping, _ time.Duration) error {
 	r.maps.Add(1)
+	r.mu.Lock()
+	b := r.blocked
+	r.blocked = nil
+	r.mu.Unlock()
+	if b != nil {
+		close(b.reached)
+		<-b.free
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.fails != nil {
@@ -44,6 +66,9 @@ func (r *router) Unmap(_ context.Context, mapped []netip.Addr) error {
 	if r.fails != nil {
 		return r.fails
 	}
+	if r.onUnmap != nil {
+		r.onUnmap()
+	}
 	for _, a := range mapped {
 		delete(r.mapped, a)
 	}
@@ -53,6 +78,7 @@ func (r *router) Unmap(_ context.Context, mapped []netip.Addr) error {
 func (r *router) Connections(_ context.Context, each func(mapped, real netip.Addr) bool) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.looks++
 	for c := range r.live {
 		if each(c[0], c[1]) {
 			delete(r.live, c)

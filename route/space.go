@@ -112,13 +112,7 @@ func (b *Book) spaceLocked(version int, of []netip.Prefix) *space {
 	if len(pools) > 0 {
 		s.next = pools[0].Addr()
 	}
-	b.spaces = slices.DeleteFunc(b.spaces, func(old *space) bool {
-		if old.version != version || !overlap(old.pools, pools) {
-			return false
-		}
-		b.loose[version] = append(b.loose[version], old.back...)
-		return true
-	})
+	b.dropSpacesLocked(func(old *space) bool { return old.version == version && overlap(old.pools, pools) })
 	b.spaces = append(b.spaces, s)
 	b.loose[version] = slices.DeleteFunc(b.loose[version], func(r rest) bool {
 		if !contains(pools, addrOf(version, r.addr)) {
@@ -141,6 +135,16 @@ func (b *Book) spaceLocked(version int, of []netip.Prefix) *space {
 		}
 	})
 	return s
+}
+
+func (b *Book) dropSpacesLocked(which func(*space) bool) {
+	b.spaces = slices.DeleteFunc(b.spaces, func(s *space) bool {
+		if !which(s) {
+			return false
+		}
+		b.loose[s.version] = append(b.loose[s.version], s.back...)
+		return true
+	})
 }
 
 func overlap(a, b []netip.Prefix) bool {
@@ -188,11 +192,15 @@ func (b *Book) roomLocked(version int) uint64 {
 	return uint64(max(0, most-int64(b.count[version])))
 }
 
-// reserve takes up to n addresses that nobody has for an entry, at least one.
-func (b *Book) reserve(e *entry, pools []netip.Prefix, n int) (addrs []ip, err error) {
+// reserve takes up to n addresses that nobody has for an entry, at least one. The caller
+// has its turn.
+func (b *Book) reserve(e *entry, pools []netip.Prefix, n int, asker uint32) (addrs []ip, err error) {
 	v := e.version()
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if len(e.slots) == 0 {
+		e.asker = asker
+	}
 	s := b.spaceLocked(v, pools)
 	for len(addrs) < n {
 		free := min(s.free, b.roomLocked(v))
@@ -233,6 +241,13 @@ func (b *Book) unreserve(e *entry, addrs []ip) {
 		b.count[v]--
 		b.unshareLocked(held{v, addrs[i], e.asker})
 		b.freeLocked(v, rest{addr: addrs[i], at: math.MinInt32})
+	}
+}
+
+// leaveLocked: an entry has no use for these any more.
+func (b *Book) leaveLocked(e *entry, slots []slot) {
+	for _, s := range slots {
+		b.leaving = append(b.leaving, held{e.version(), s.mapped, e.asker})
 	}
 }
 

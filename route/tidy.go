@@ -1,10 +1,13 @@
 package route
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -50,9 +53,9 @@ func (b *Book) Tidy(ctx context.Context, unused time.Duration) (freed int, err e
 	return freed, errors.Join(err, b.giveBack(ctx, now-int32(unused/time.Second), old))
 }
 
-// unused lists entries that have not been answered for so long.
-func (b *Book) unused(now, long int32) map[*entry]struct{} {
-	old := make(map[*entry]struct{})
+// unused lists entries that have not been answered for so long, and when they were.
+func (b *Book) unused(now, long int32) map[*entry]int32 {
+	old := make(map[*entry]int32)
 	for i := range b.shards {
 		s := &b.shards[i]
 		s.mu.RLock()
@@ -62,7 +65,7 @@ func (b *Book) unused(now, long int32) map[*entry]struct{} {
 			}
 			e.mu.Lock()
 			if len(e.slots) > 0 && e.turn == nil && e.used <= now-long && (e.used > 0 || now >= settles) {
-				old[e] = struct{}{}
+				old[e] = e.used
 			}
 			e.mu.Unlock()
 		}
@@ -73,10 +76,10 @@ func (b *Book) unused(now, long int32) map[*entry]struct{} {
 
 // look takes those from old to which something is connected, and ends what is connected to
 // resting addresses, which it returns.
-func (b *Book) look(ctx context.Context, old map[*entry]struct{}) (busy map[ip]struct{}, err error) {
+func (b *Book) look(ctx context.Context, old map[*entry]int32) (busy map[ip]struct{}, err error) {
 	busy = make(map[ip]struct{})
 	err = b.router.Connections(ctx, func(mapped, _ netip.Addr) bool {
-		e := b.pages[version(mapped)].get(mapped.As16())
+		e := b.pages[version(mapped.Unmap())].get(mapped.As16())
 		if e == isResting {
 			busy[mapped.As16()] = struct{}{}
 			return true
@@ -115,8 +118,11 @@ func (b *Book) release(ctx context.Context, now int32, busy map[ip]struct{}) (in
 }
 
 // giveBack has the addresses of old names, and those that no name has a use for, rest.
-func (b *Book) giveBack(ctx context.Context, until int32, old map[*entry]struct{}) error {
-	for e := range old {
+func (b *Book) giveBack(ctx context.Context, until int32, old map[*entry]int32) error {
+	longest := func(a, b *entry) int {
+		return cmp.Or(cmp.Compare(old[a], old[b]), strings.Compare(a.key, b.key))
+	}
+	for _, e := range slices.SortedFunc(maps.Keys(old), longest) {
 		b.bury(e, until)
 	}
 	b.mu.Lock()
@@ -152,9 +158,7 @@ func (b *Book) bury(e *entry, until int32) {
 		e.dead = true
 		delete(s.entries, e.key)
 		b.mu.Lock()
-		for _, s := range e.slots {
-			b.leaving = append(b.leaving, held{e.version(), s.mapped, e.asker})
-		}
+		b.leaveLocked(e, e.slots)
 		b.mu.Unlock()
 	}
 	e.mu.Unlock()

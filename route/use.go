@@ -40,7 +40,7 @@ func (b *Book) writeUse(ctx context.Context) error {
 func (e *entry) unsaved() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return len(e.slots) > 0 && (e.dirty || e.used-useCoarse >= e.saved)
+	return len(e.slots) > 0 && (e.dirty || int64(e.used)-useCoarse >= int64(e.saved))
 }
 
 func (b *Book) writeUseOf(ctx context.Context, entries []*entry) error {
