@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -61,6 +62,9 @@ func (s *settings) settleRoutes(routes []*namedRoute, machine []netip.Prefix, wa
 					return err
 				}
 			}
+		}
+		if _, err := net.InterfaceByName(r.out); r.out != "" && err != nil {
+			warn("%s: out %s: there is no such interface now, and what this route's names lead to is refused until there is one", r.place, r.out)
 		}
 		for _, addr := range r.egress {
 			if !slices.ContainsFunc(machine, func(p netip.Prefix) bool { return p.Addr() == addr }) {

@@ -198,7 +198,7 @@ func (g *guard) stripped(q dns.Question, s *stripping) {
 		case surplus:
 			advice = ". If that name is yours and may have it, the directive needs the line: max_addresses_answer N"
 		case ofPool:
-			advice = ", and this gateway's own route gives it to a name of its choice"
+			advice = ", which this guard gives to names of its own choice"
 		}
 		log.Warningf("Stripped %v from the answer for %s: %s%s", s.first, name, s.why.Why, advice)
 	})

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -97,12 +96,8 @@ const (
 	familyIPv6 = "ipv6"
 )
 
-// The pools that a route has unless it says otherwise, of each IP version, and addresses
-// that no name gets from any pool: others use them to stand for resolvers.
-var (
-	defaultPools = []netip.Prefix{netip.MustParsePrefix("100.96.0.0/11"), netip.MustParsePrefix("fd00:2021:1111:8000::/107")}
-	sentinels    = []netip.Prefix{netip.MustParsePrefix("100.100.111.0/24"), netip.MustParsePrefix("fd00:2021:1111:8000:100:100:111:0/120")}
-)
+// defaultPools are those that a route has unless it says otherwise, of each IP version.
+var defaultPools = []netip.Prefix{netip.MustParsePrefix("100.96.0.0/11"), netip.MustParsePrefix("fd00:2021:1111:8000::/107")}
 
 // addRoute reads `route PATTERN... [{ options }]`. The block is read token by token, since
 // for caddy a block within a block ends like an option without values.
@@ -239,17 +234,13 @@ func (r *namedRoute) settle() *routeError {
 		}
 	}
 	for _, is4 := range []bool{true, false} {
-		room, any := 0.0, false
-		for _, pool := range r.pools {
-			if pool.Addr().Is4() == is4 {
-				room, any = room+usable(pool), true
-			}
-		}
+		pools := slices.DeleteFunc(slices.Clone(r.pools), func(p netip.Prefix) bool { return p.Addr().Is4() != is4 })
+		room := route.Room(pools)
 		switch {
-		case any && !r.carries(is4):
-			return routeErrorf("pool", "pool has a network that is not %s, and the family of the route is", r.family)
-		case r.carries(is4) && room < float64(r.slots):
-			return routeErrorf("pool", "pool: there is room for %.0f addresses, and one name alone has slots %d: make it larger", room, r.slots)
+		case len(pools) > 0 && !r.carries(is4):
+			return routeErrorf("pool", "pool has a network that is not of the route's family, %s: leave it out", r.family)
+		case r.carries(is4) && room < uint64(r.slots):
+			return routeErrorf("pool", "pool: there is room for %d addresses, and one name alone has slots %d: make it larger", room, r.slots)
 		}
 	}
 	slices.SortFunc(r.pools, netip.Prefix.Compare)
@@ -261,22 +252,6 @@ func other(version string) string {
 		return familyIPv6
 	}
 	return familyIPv4
-}
-
-// usable is how many addresses of a pool there are for names.
-func usable(pool netip.Prefix) float64 {
-	size := func(p netip.Prefix) float64 { return math.Exp2(float64(p.Addr().BitLen() - p.Bits())) }
-	n := size(pool)
-	for _, s := range sentinels {
-		switch {
-		case !pool.Overlaps(s):
-		case pool.Bits() > s.Bits():
-			return 0
-		default:
-			n -= size(s)
-		}
-	}
-	return n
 }
 
 // settleRoutes ranks the patterns of all routes of the block.

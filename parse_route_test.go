@@ -149,10 +149,10 @@ func TestParseRouteMistakes(t *testing.T) {
 		{"a pool of link-local addresses", "route a.test {\npool 169.254.0.0/16\n}", `Testfile:3 - Error during parsing: pool 169.254.0.0/16: packets`},
 		{"a pool of all addresses", "route a.test {\npool ::/0\n}", `Testfile:3 - Error during parsing: pool ::/0: packets`},
 		{"pools that overlap", "route a.test {\npool 10.9.0.0/16\npool 10.9.1.0/24\n}", `Testfile:4 - Error during parsing: pool 10.9.0.0/16 and pool 10.9.1.0/24 overlap: write each address once`},
-		{"a pool for too few", "route a.test {\nslots 5\npool 10.9.0.0/30\n}", `Testfile:4 - Error during parsing: pool: there is room for 4 addresses, and one name alone has slots 5: make it larger`},
+		{"a pool for too few", "route a.test {\nslots 4\npool 10.9.0.0/30\n}", `Testfile:4 - Error during parsing: pool: there is room for 2 addresses, and one name alone has slots 4: make it larger`},
 		{"a pool of sentinels", "route a.test {\npool 100.100.111.0/25\n}", `Testfile:3 - Error during parsing: pool: there is room for 0 addresses`},
 		{"a pool that is half sentinels", "route a.test {\npool 100.100.110.0/23\nslots 64\n}", ""},
-		{"a pool of the wrong IP version", "route a.test {\nfamily ipv4\npool fd09::/64\npool 10.9.0.0/16\n}", `Testfile:5 - Error during parsing: pool has a network that is not ipv4, and the family of the route is`},
+		{"a pool of the wrong IP version", "route a.test {\nfamily ipv4\npool fd09::/64\npool 10.9.0.0/16\n}", `Testfile:5 - Error during parsing: pool has a network that is not of the route's family, ipv4: leave it out`},
 
 		{"slots that are none", "route a.test {\nslots 0\n}", `Testfile:3 - Error during parsing: slots "0" is not a number between 1 and 64`},
 		{"an egress by name", "route a.test {\negress eth0\n}", `Testfile:3 - Error during parsing: egress "eth0" is not an address of this machine, and not the word masquerade, which stands alone`},

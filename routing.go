@@ -11,8 +11,8 @@ import (
 
 // routing is what routes are in force, from one Corefile to the next.
 type routing struct {
-	policies []*policy        // of the Corefile
-	books    map[string]*book // by the names of routes
+	policies []*policy // of the Corefile
+	routes   map[*namedRoute]bool
 	pools    []pool
 	classes  []backend.Class // that there may be grants for mapped addresses in
 	changed  chan struct{}   // closed when there is a newer one
@@ -36,14 +36,19 @@ func (t *routing) find(addr netip.Addr) *pool {
 	return nil
 }
 
-// of returns the route that a name has by what is in force, or nil.
-func (t *routing) of(name string) *namedRoute {
+// of returns the route that a name has by what is in force, or nil. If server blocks differ
+// in that, it is the one that is called so in the kernel, or else the first.
+func (t *routing) of(name, kernel string) (first *namedRoute) {
 	for _, p := range t.policies {
-		if r := p.of(name); r != nil {
+		r := p.of(name)
+		if r != nil && r.kernel.Name == kernel {
 			return r
 		}
+		if first == nil {
+			first = r
+		}
 	}
-	return nil
+	return first
 }
 
 // awaitRoute returns the route that a name has now: r, once it is in force, or the one that
@@ -53,10 +58,10 @@ func (g *guard) awaitRoute(ctx context.Context, r *namedRoute, name string) (*na
 	var late <-chan time.Time
 	for {
 		t := g.routing.Load()
-		if t.books[r.kernel.Name] == r.book {
+		if t.routes[r] {
 			return r, nil
 		}
-		if other := t.of(name); other != nil {
+		if other := t.of(name, r.kernel.Name); other != nil {
 			return other, nil
 		}
 		if late == nil {
@@ -101,9 +106,9 @@ func (g *guard) takeOver(s *settings) error {
 		return err
 	}
 	t := newRouting()
-	t.policies, t.books = s.found.policies, map[string]*book{}
+	t.policies, t.routes = s.found.policies, map[*namedRoute]bool{}
 	for _, r := range routes {
-		t.books[r.kernel.Name] = r.book
+		t.routes[r] = true
 		for _, prefix := range r.pools {
 			t.pools = append(t.pools, pool{prefix, r.book})
 		}
@@ -112,7 +117,7 @@ func (g *guard) takeOver(s *settings) error {
 		}
 		r.book.SetMax(s.limits.mappings)
 	}
-	g.rehome(t, was)
+	g.rehome(t, len(was.routes) == 0)
 	g.routing.Store(t)
 	close(was.changed)
 	if g.end == nil {
@@ -124,16 +129,16 @@ func (g *guard) takeOver(s *settings) error {
 	return nil
 }
 
-// rehome gives names whose routes there are no more to those that they have now, with the
-// addresses that they have.
-func (g *guard) rehome(t, was *routing) {
+// rehome gives names that have another route now to that, with the addresses that they
+// have. At the first time, these may be of other pools, and nobody has them.
+func (g *guard) rehome(t *routing, first bool) {
 	for _, b := range g.books.list() {
 		err := b.Rehome(context.Background(), func(old, name string) (string, bool) {
-			if t.books[old] == b {
+			now := t.of(name, old)
+			if now == nil || now.kernel.Name == old || now.book != b {
 				return "", false
 			}
-			now := t.of(name)
-			if now == nil || now.book != b || was.books[old] != nil && !slices.ContainsFunc(g.rules.Routes, func(k backend.Route) bool { return k.Name == old && slices.Equal(k.Pools, now.pools) }) {
+			if !first && !slices.ContainsFunc(g.rules.Routes, func(k backend.Route) bool { return k.Name == old && slices.Equal(k.Pools, now.pools) }) {
 				return "", false
 			}
 			return now.kernel.Name, true
