@@ -52,6 +52,15 @@ func (w *world) secured(a *atlas, certificate tls.Certificate) {
 	w.Cleanup(func() { ln.Close(); <-ended })
 }
 
+// canonical is a name in small letters, and as it is written when it comes from a packet.
+func canonical(name string) string {
+	var wire [256]byte
+	if n, err := dns.PackDomainName(name, wire[:], 0, nil, false); err == nil {
+		name, _, _ = dns.UnpackDomainName(wire[:n], 0)
+	}
+	return dns.CanonicalName(name)
+}
+
 // set gives a name its records, "60 A 192.0.2.1", in place of those it had. Without
 // any it is there and has none; a record of another name stands with that name first.
 func (a *atlas) set(name string, records ...string) {
@@ -65,8 +74,8 @@ func (a *atlas) set(name string, records ...string) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.records[strings.ToLower(name)] = all
-	delete(a.rcodes, strings.ToLower(name))
+	a.records[canonical(name)] = all
+	delete(a.rcodes, canonical(name))
 }
 
 // addrs is set with addresses, whose records have a TTL.
@@ -86,7 +95,7 @@ func (a *atlas) addrs(name string, ttl int, addrs ...string) {
 func (a *atlas) fail(name string, rcode int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.rcodes[strings.ToLower(name)] = rcode
+	a.rcodes[canonical(name)] = rcode
 }
 
 // turn has each answer begin with another of the name's addresses.
@@ -100,27 +109,29 @@ func (a *atlas) turn() {
 func (a *atlas) questions(name string) int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.asked[strings.ToLower(name)]
+	return a.asked[canonical(name)]
 }
 
 // ServeDNS implements dns.Handler.
 func (a *atlas) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 	m := new(dns.Msg).SetReply(query)
 	m.RecursionAvailable = true
+	size := dns.MinMsgSize
 	if opt := query.IsEdns0(); opt != nil {
+		size = max(size, int(opt.UDPSize()))
 		m.SetEdns0(opt.UDPSize(), opt.Do())
 	}
 	a.mu.Lock()
 	a.answer(m, query.Question[0])
 	a.mu.Unlock()
 	if w.RemoteAddr().Network() == "udp" {
-		m.Truncate(4096)
+		m.Truncate(size)
 	}
 	_ = w.WriteMsg(m) // the client has gone, or will ask again
 }
 
 func (a *atlas) answer(m *dns.Msg, q dns.Question) {
-	owner := strings.ToLower(q.Name)
+	owner := canonical(q.Name)
 	a.asked[owner]++
 	for range 16 { // aliases
 		if rcode, ok := a.rcodes[owner]; ok {
@@ -142,7 +153,7 @@ func (a *atlas) answer(m *dns.Msg, q dns.Question) {
 			cname, isAlias := rr.(*dns.CNAME)
 			switch {
 			case isAlias && q.Qtype != dns.TypeCNAME:
-				m.Answer, alias = append(m.Answer, rr), strings.ToLower(cname.Target)
+				m.Answer, alias = append(m.Answer, rr), canonical(cname.Target)
 			case rr.Header().Rrtype == q.Qtype:
 				found = append(found, rr)
 			}

@@ -233,11 +233,10 @@ func TestRebindingThroughARoute(t *testing.T) {
 		"fd00:ec2::254", "fd20:ce::254", "::ffff:10.0.0.1", "::ffff:100.96.0.1", "64:ff9b::10.0.0.1", "64:ff9b::100.96.0.1", "2002:6460:1::1",
 	} {
 		name, qtype := fmt.Sprintf("n%d.shop.test.", i), "AAAA"
-		m.atlas.set(name, "60 AAAA "+addr)
 		if netip.MustParseAddr(addr).Is4() {
 			qtype = "A"
-			m.atlas.addrs(name, 60, addr)
 		}
+		m.atlas.set(name, "60 "+qtype+" "+addr)
 		for _, p := range []party{m.self(), m.behind()} {
 			answer := m.question(p.Host, p.resolver4, name, qtype)
 			if answer.Rcode != dns.RcodeSuccess || len(answer.Answer) > 0 || !filtered(answer) {
@@ -315,7 +314,9 @@ func TestMappedAddressesFromOutside(t *testing.T) {
 	for _, name := range []string{"evil.other.test.", "evil.shop.test."} {
 		for _, qtype := range []string{"A", "AAAA", "HTTPS"} {
 			answer := m.question(m.client, gateway4, name, qtype)
-			if text := answer.String(); strings.Contains(text, four) || strings.Contains(text, six) || len(addresses(answer)) > 0 {
+			opt := answer.IsEdns0()
+			answer.Extra = nil // which tells what was taken out
+			if text := answer.String(); opt == nil || strings.Contains(text, four) || strings.Contains(text, six) || len(addresses(answer)) > 0 {
 				t.Errorf("%s %s: %v", name, qtype, answer)
 			}
 		}
@@ -391,7 +392,7 @@ func TestNamesOfEveryShapeAreRouted(t *testing.T) {
 			reverse, err := dns.ReverseAddr(all[0])
 			m.must(err)
 			ptr := m.question(m.client, gateway4, reverse, "PTR")
-			if len(ptr.Answer) != 1 || ptr.Answer[0].(*dns.PTR).Ptr != name {
+			if len(ptr.Answer) != 1 || canonical(ptr.Answer[0].(*dns.PTR).Ptr) != canonical(name) {
 				t.Errorf("the name of %s, which is %s: %v", all[0], name, ptr)
 			}
 			m.wantSight(m.client, all[0], fmt.Sprintf("198.18.78.%d", i+1), routeEgress4)

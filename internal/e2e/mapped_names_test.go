@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -122,7 +123,7 @@ func TestRoundRobinIsKept(t *testing.T) {
 		t.Run(fmt.Sprintf("%d addresses", addrs), func(t *testing.T) {
 			t.Parallel()
 			m := newMappedWorld(t)
-			m.start(m.corefile("nft-gateway", m.routedTo("shop.test", "slots 4")))
+			m.start(m.corefile("nft-gateway", m.routedTo("shop.test", "slots 4", "ttl 1s 1s")))
 			const name = "www.shop.test."
 			for _, ipv4 := range []bool{true, false} {
 				var reals []string
@@ -305,42 +306,75 @@ func TestAliasesOfRoutedNames(t *testing.T) {
 func TestFullPoolSharesNothing(t *testing.T) {
 	t.Parallel()
 	m := newMappedWorld(t)
-	m.start(m.corefile("nft-gateway", m.routedTo("shop.test", "slots 2", "pool 100.96.7.0/29 fd00:2021:1111:8000::700/125")))
-	for n := range 20 {
-		m.atlas.addrs(fmt.Sprintf("n%d.shop.test.", n), 60, "198.18.45.1", "198.18.45.2", "2001:db8:18:45::1", "2001:db8:18:45::2")
+	m.start(m.corefile("nft-gateway", "scope any", m.routedTo("shop.test", "slots 2", "pool 100.96.7.0/29 fd00:2021:1111:8000::700/125")))
+	const most = 20
+	name := func(n int) string { return fmt.Sprintf("n%d.shop.test.", n) }
+	for n := range most {
+		m.atlas.addrs(name(n), 60, fmt.Sprintf("198.18.45.%d", 2*n+1), fmt.Sprintf("198.18.45.%d", 2*n+2), fmt.Sprintf("2001:db8:18:45::%d", 2*n+1), fmt.Sprintf("2001:db8:18:45::%d", 2*n+2))
 	}
 	for _, qtype := range []string{"A", "AAAA"} {
-		holder := map[string]string{}
-		full := -1
-		for n := range 20 {
-			name := fmt.Sprintf("n%d.shop.test.", n)
-			answer := m.question(m.client, gateway4, name, qtype)
+		holder := map[string]int{}
+		refused := 0
+		for n := range most {
+			answer := m.question(m.client, gateway4, name(n), qtype)
 			if answer.Rcode != dns.RcodeSuccess {
 				m.wantWithheld(answer)
-				if full < 0 {
-					full = n
-				}
+				refused++
 				continue
 			}
-			if full >= 0 {
-				t.Errorf("%s %s has addresses, although the pool was full before: %v", name, qtype, answer)
+			if refused > 0 {
+				t.Errorf("%s %s has addresses, although the pool was full before: %v", name(n), qtype, answer)
 			}
 			for _, a := range addresses(answer) {
-				if holder[a] != "" {
-					t.Errorf("%s and %s share %s", name, holder[a], a)
+				if other, taken := holder[a]; taken {
+					t.Errorf("%s and %s share %s", name(n), name(other), a)
 				}
-				holder[a] = name
+				holder[a] = n
 			}
 		}
-		if full < 1 || len(holder) < 4 || len(holder) > 8 {
-			t.Errorf("%s: the pool of 8 was full with name %d, and gave out %v", qtype, full, holder)
+		if refused == 0 || len(holder) < 6 || len(holder) > 8 {
+			t.Errorf("%s: %d names were refused by a pool of 8, which has given out %v", qtype, refused, holder)
 		}
-		for a, name := range holder {
-			if again := addresses(m.question(m.client, gateway4, name, qtype)); !slices.Contains(again, a) {
-				t.Errorf("%s had %s, and has %v now that the pool is full", name, a, again)
+		for a, n := range holder {
+			if again := addresses(m.question(m.client, gateway4, name(n), qtype)); !slices.Contains(again, a) {
+				t.Errorf("%s had %s, and has %v now that the pool is full", name(n), a, again)
 			}
-			if s := m.sees(m.client, a); !strings.HasPrefix(s.real, "198.18.45.") && !strings.HasPrefix(s.real, "2001:db8:18:45::") {
-				t.Errorf("%s leads to %v", a, s)
+			s := m.sees(m.client, a)
+			last, err := strconv.Atoi(s.real[strings.LastIndexAny(s.real, ".:")+1:])
+			if err != nil || last != 2*n+1 && last != 2*n+2 {
+				t.Errorf("%s is of %s and leads to %v", a, name(n), s)
+			}
+		}
+	}
+}
+
+// A client that makes up names does not get the whole pool: others have addresses for
+// theirs.
+func TestOneClientCannotFillThePool(t *testing.T) {
+	t.Parallel()
+	m := newMappedWorld(t)
+	neighbour, _ := m.moreClients()
+	m.start(m.corefile("nft-gateway", m.routedTo("shop.test", "pool 100.96.7.0/24 fd00:2021:1111:8000::700/120")))
+	name := func(n int) string { return fmt.Sprintf("n%d.shop.test.", n) }
+	const most = 400
+	for n := range most {
+		m.atlas.addrs(name(n), 60, "198.18.46.1", "2001:db8:18:46::1")
+	}
+	for _, qtype := range []string{"A", "AAAA"} {
+		had := 0
+		for n := range most - 20 {
+			if answer := m.question(m.client, gateway4, name(n), qtype); len(addresses(answer)) > 0 {
+				had++
+			} else {
+				m.wantWithheld(answer)
+			}
+		}
+		if had < 100 || had > 200 {
+			t.Errorf("%s: one client has got %d of 256 addresses", qtype, had)
+		}
+		for n := most - 20; n < most; n++ {
+			if answer := m.question(neighbour, neighbourGateway4, name(n), qtype); len(addresses(answer)) == 0 {
+				t.Errorf("%s: another client has got none for %s: %v", qtype, name(n), answer)
 			}
 		}
 	}
@@ -355,8 +389,7 @@ func TestUnassignedAddressIsRefusedAtOnce(t *testing.T) {
 			m := newMappedWorld(t)
 			x := m.tap()
 			m.letPing()
-			// Whatever else is allowed.
-			m.start(m.corefile(mode.name, "allowedIPs 100.64.0.0/10 fd00::/8", m.routedTo("shop.test")))
+			m.start(m.corefile(mode.name, m.routedTo("shop.test")))
 			guarded, _ := mode.parties(m.world)
 			m.atlas.addrs("www.shop.test.", 60, "198.18.46.1", "2001:db8:18:46::1")
 			for _, p := range guarded {
