@@ -324,13 +324,7 @@ func TestForeignFlushOfMappings(t *testing.T) {
 	f := m.flow(m.client, addr, real)
 	for range 3 {
 		m.nftables(anew(func(c *nftables.Conn) { c.DelTable(ours) }))
-		m.eventually("the rules are back", func() bool {
-			_, conn, err := m.look(m.client, addr)
-			if err == nil {
-				conn.Close()
-			}
-			return err == nil
-		})
+		m.eventually("the rules are back", func() bool { return m.try(t.Context(), m.client, addr) == nil })
 		if again := m.mapped(m.client, gateway4, "www.shop.test.", true)[0]; again != addr {
 			t.Errorf("the name had %s, and has %s", addr, again)
 		}
