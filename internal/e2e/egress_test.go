@@ -16,11 +16,6 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
 
-var (
-	poolOfNames4 = netip.MustParsePrefix("100.96.0.0/11")
-	poolOfNames6 = netip.MustParsePrefix("fd00:2021:1111:8000::/107")
-)
-
 // given asks for a name's addresses of one family, and fails unless all there are come
 // from a pool.
 func (w *world) given(from sender, server, name string, pool netip.Prefix) []string {
@@ -70,8 +65,8 @@ func (e *egress) twoBoxes() {
 		pool                 netip.Prefix
 		real, source, masked string
 	}{
-		{poolOfNames4, realA4, egress4, masquerade4},
-		{poolOfNames6, realA6, egress6, "2001:db8:100::10"},
+		{pool4, realA4, egress4, masquerade4},
+		{pool6, realA6, egress6, "2001:db8:100::10"},
 	} {
 		routed := e.given(e.client, gateway4, routedName, family.pool)[0]
 		other := e.given(e.client, gateway4, another, family.pool)[0]
@@ -102,7 +97,7 @@ func (e *egress) twoBoxes() {
 			e.Errorf("an unassigned address on the gateway: %v, want connection refused", err)
 		}
 	}
-	mapped := e.given(e.client, gateway4, routedName, poolOfNames4)[0]
+	mapped := e.given(e.client, gateway4, routedName, pool4)[0]
 
 	// The gateway answers whoever has a certificate, and nobody else.
 	for _, certificate := range []bool{true, false} {
@@ -149,7 +144,7 @@ func (e *egress) twoBoxes() {
 		m, err := e.askPatiently(routedName)
 		return err == nil && len(m.Answer) > 0
 	})
-	if again := e.given(e.client, gateway4, routedName, poolOfNames4)[0]; again != mapped {
+	if again := e.given(e.client, gateway4, routedName, pool4)[0]; again != mapped {
 		e.Errorf("%s has had %s, and has %s after the gateway's restart", routedName, mapped, again)
 	}
 	if err := echo(live); err != nil {
@@ -162,7 +157,7 @@ func (e *egress) twoBoxes() {
 		e.Error("without the tunnel there is a way")
 	}
 	if n := x.seen(func(p packet) bool {
-		return poolOfNames4.Contains(p.destination) || poolOfNames6.Contains(p.destination)
+		return pool4.Contains(p.destination) || pool6.Contains(p.destination)
 	}); n > 0 {
 		e.Errorf("%d packets for mapped addresses have left by the default route", n)
 	}
@@ -308,10 +303,10 @@ func TestOneBoxWithTwoUplinks(t *testing.T) {
 		pool               netip.Prefix
 		first              bool
 	}{
-		{routedName, realA4, "192.0.2.20", poolOfNames4, true},
-		{routedName, realA6, "2001:db8::20", poolOfNames6, true},
-		{another, realA4, "198.51.100.7", poolOfNames4, false},
-		{another, realA6, "2001:db8:100::7", poolOfNames6, false},
+		{routedName, realA4, "192.0.2.20", pool4, true},
+		{routedName, realA6, "2001:db8::20", pool6, true},
+		{another, realA4, "198.51.100.7", pool4, false},
+		{another, realA6, "2001:db8:100::7", pool6, false},
 	} {
 		addr := e.given(e.client, gateway4, tt.name, tt.pool)[0]
 		before := onFirst(tt.real)
@@ -322,7 +317,7 @@ func TestOneBoxWithTwoUplinks(t *testing.T) {
 			e.Errorf("%s: %d packets by the first uplink, want some: %v", tt.name, n, tt.first)
 		}
 	}
-	bySecond := e.given(e.client, gateway4, another, poolOfNames4)[0]
+	bySecond := e.given(e.client, gateway4, another, pool4)[0]
 	_, live := e.watch(e.client, bySecond)
 	if live == nil {
 		return

@@ -161,13 +161,13 @@ func of(n, all int, text string) string {
 	if all == 1 {
 		return text
 	}
-	pool4, pool6 := pool1of2, pool1of26
+	part4, part6 := pool1of2, pool1of26
 	if n == 2 {
-		pool4, pool6 = pool2of2, pool2of26
+		part4, part6 = pool2of2, pool2of26
 		text = strings.NewReplacer("egress1", "egress2", "10.111.", "10.112.", "fd11::", "fd12::", egress4, egressOf2,
 			egress6, "2001:db8:101::20", "203.0.113.1", "203.0.113.5").Replace(text)
 	}
-	return strings.NewReplacer("100.96.0.0/11", pool4, "fd00:2021:1111:8000::/107", pool6).Replace(text)
+	return strings.NewReplacer("100.96.0.0/11", part4, "fd00:2021:1111:8000::/107", part6).Replace(text)
 }
 
 func (e *egress) gateway(n, all int, tunnels bool) *gateway {

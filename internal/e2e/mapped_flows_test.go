@@ -333,7 +333,7 @@ func TestForeignFlushOfMappings(t *testing.T) {
 			t.Errorf("a live connection: %v", err)
 		}
 	}
-	if n := x.seen(func(p packet) bool { return poolOfNames4.Contains(p.destination) }); n > 0 {
+	if n := x.seen(func(p packet) bool { return pool4.Contains(p.destination) }); n > 0 {
 		t.Logf("%d packets for mapped addresses have left while there was no table", n)
 	}
 }
@@ -358,7 +358,7 @@ func TestLostStateDeliversToNobodyElse(t *testing.T) {
 		flows[name] = m.flow(m.client, m.mapped(m.client, gateway4, name, true)[0], reals[name])
 	}
 	m.must(c.Stop())
-	m.shell(m.guard, "rm "+m.book)
+	m.shell(m.guard, "rm "+m.stateDir()+"/*")
 	m.start(file)
 	for i := range names {
 		name := names[len(names)-1-i] // in another order

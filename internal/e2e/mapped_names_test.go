@@ -73,7 +73,7 @@ func TestTenThousandNamesStayApart(t *testing.T) {
 			t.Errorf("%s and %s have %s", name(n), name(other), addr)
 		}
 		of[addr] = n
-		if a := netip.MustParseAddr(addr); !poolOfNames4.Contains(a) || netip.MustParsePrefix("100.100.111.0/24").Contains(a) {
+		if a := netip.MustParseAddr(addr); !pool4.Contains(a) || netip.MustParsePrefix("100.100.111.0/24").Contains(a) {
 			t.Errorf("%s has %s", name(n), addr)
 		}
 	}
@@ -283,7 +283,7 @@ func TestAliasesOfRoutedNames(t *testing.T) {
 	} {
 		answer := m.question(m.client, gateway4, tt.name, "A")
 		all := addresses(answer)
-		if len(all) != 1 || len(answer.Answer) != 1 || answer.Answer[0].Header().Name != tt.name || !poolOfNames4.Contains(netip.MustParseAddr(all[0])) {
+		if len(all) != 1 || len(answer.Answer) != 1 || answer.Answer[0].Header().Name != tt.name || !pool4.Contains(netip.MustParseAddr(all[0])) {
 			t.Errorf("%s: want one mapped address and no alias: %v", tt.name, answer)
 			continue
 		}
@@ -403,7 +403,7 @@ func TestUnassignedAddressIsRefusedAtOnce(t *testing.T) {
 				}
 			}
 			if n := x.seen(func(p packet) bool {
-				return poolOfNames4.Contains(p.destination) || poolOfNames6.Contains(p.destination)
+				return pool4.Contains(p.destination) || pool6.Contains(p.destination)
 			}); n > 0 {
 				t.Errorf("%d packets for mapped addresses have left", n)
 			}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -22,33 +21,25 @@ import (
 type mappedWorld struct {
 	*world
 	atlas *atlas
-	book  string // the routes' state
 }
 
 // What routes leave with: addresses of the guard besides its own.
-const (
-	routeEgress4, routeEgress6   = "192.0.2.10", "2001:db8::10"
-	secondEgress4, secondEgress6 = "192.0.2.11", "2001:db8::11"
+var (
+	routeEgress4, routeEgress6   = egressOne[0], egressOne[1]
+	secondEgress4, secondEgress6 = egressTwo[0], egressTwo[1]
 )
 
 func newMappedWorld(t *testing.T) *mappedWorld {
 	t.Helper()
 	w := newWorld(t)
-	m := &mappedWorld{world: w, atlas: w.atlas(), book: filepath.Join(t.TempDir(), "routes.db")}
 	w.mirror(w.world)
-	for _, cidr := range []string{routeEgress4 + "/32", routeEgress6 + "/128", secondEgress4 + "/32", secondEgress6 + "/128"} {
-		w.must(w.guard.Addr("wan0", cidr))
-	}
-	return m
+	w.addEgress()
+	return &mappedWorld{w, w.atlas()}
 }
 
-// route is a route's block, with the test's own book.
+// route is a route's block.
 func (m *mappedWorld) route(patterns string, lines ...string) string {
-	text := "\troute " + patterns + " {\n\t\tstate " + m.book + "\n"
-	for _, l := range lines {
-		text += "\t\t" + l + "\n"
-	}
-	return text + "\t}\n"
+	return "\troute " + patterns + " {\n\t\t" + strings.Join(lines, "\n\t\t") + "\n\t}\n"
 }
 
 // corefile is a Corefile with routes, and more options of the directive.
@@ -77,9 +68,9 @@ func (m *mappedWorld) routedTo(domain string, lines ...string) string {
 func (m *mappedWorld) mapped(from sender, server, name string, ipv4 bool) []string {
 	m.Helper()
 	if ipv4 {
-		return m.given(from, server, name, poolOfNames4)
+		return m.given(from, server, name, pool4)
 	}
-	return m.given(from, server, name, poolOfNames6)
+	return m.given(from, server, name, pool6)
 }
 
 // wantSight connects to an address and checks what the server sees.

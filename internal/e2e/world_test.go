@@ -49,6 +49,7 @@ type world struct {
 	*testing.T
 	lab                  *netlab.Lab
 	client, guard, world *netlab.Host
+	state                string // folder of what CoreDNS keeps, however often it is started
 }
 
 const (
@@ -133,7 +134,7 @@ type coredns struct {
 // for examples and not the internet's.
 const examples = "private ** 192.0.2.0/24 198.18.0.0/15 2001:db8::/32"
 
-var directiveText = regexp.MustCompile(guardTable + `[^\n{]*({[^}]*})?`)
+var directiveText = regexp.MustCompile(guardTable + `[^\n{]*({([^{}]|{[^{}]*})*})?`)
 
 // withExamples adds it to a directive, at its end.
 func withExamples(text string) string {
@@ -187,6 +188,16 @@ func (w *world) asCoreDNS() netlab.As {
 	return netlab.As{User: w.user(53), Caps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_BIND_SERVICE}}
 }
 
+// stateDir is where systemd would have made room.
+func (w *world) stateDir() string {
+	w.Helper()
+	if w.state == "" {
+		w.state = w.TempDir()
+		w.must(os.Chmod(w.state, 0o777)) // CoreDNS may be another user
+	}
+	return w.state
+}
+
 func (w *world) launchAs(as netlab.As, corefile string) *coredns {
 	w.Helper()
 	return w.runAs(as, w.guard, corefile)
@@ -202,7 +213,7 @@ func (w *world) runAs(as netlab.As, host *netlab.Host, corefile string, env ...s
 	c := &coredns{Cmd: host.Command(binary(w.T), "-conf", path), corefile: path}
 	c.As = as
 	// What forward leaves behind at a reload ends when the collector finds it.
-	c.Env = append(append(os.Environ(), "GOGC=50"), env...)
+	c.Env = append(append(os.Environ(), "GOGC=50", "STATE_DIRECTORY="+w.stateDir()), env...)
 	w.must(c.Start())
 	w.Cleanup(func() {
 		_ = c.Signal(syscall.SIGKILL)
