@@ -158,17 +158,23 @@ func (w *writer) forgetMappings(r *backend.Rules) {
 	w.epoch.Add(1)
 }
 
-// holdsMappings asks the kernel for a few of the mappings that should be there. Whoever
-// empties a map or a set takes them all.
+// holdsMappings asks the kernel for some of the mappings that should be there, a few of each
+// route and version of IP. Whoever empties a map or a set takes them all; what single ones
+// somebody takes, the next answer for them finds out.
 func (w *writer) holdsMappings() bool {
-	const few = 4
-	asked := 0
+	const some, few = 1000, 2
+	type share struct {
+		route   uint16
+		version int
+	}
+	seen, asked := 0, map[share]int{}
 	for a, b := range w.mapped.inForce {
-		if b.route == noRoute {
-			continue
-		}
-		if asked++; asked > few {
+		if seen++; seen > some {
 			break
+		}
+		of := share{b.route, version(&a)}
+		if asked[of]++; b.route == noRoute || asked[of] > few {
+			continue
 		}
 		real, found, err := w.standsBehind(&a)
 		if err == nil && (!found || real != b.real) {

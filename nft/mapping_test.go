@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 
@@ -24,9 +25,19 @@ func TestRouterContract(t *testing.T) {
 	}
 }
 
+// inKernelMappedQuietly is inKernelMapped while the kernel has not all of them yet.
+func (g *guarded) inKernelMappedQuietly() map[netip.Addr]backend.Mapping {
+	return g.readMapped(g.T, func(string) {})
+}
+
 // inKernelMapped returns the mappings that the kernel has: of addresses that are in the map
 // and in the set of one route.
 func (b *Backend) inKernelMapped(t testing.TB) map[netip.Addr]backend.Mapping {
+	t.Helper()
+	return b.readMapped(t, func(what string) { t.Helper(); t.Error(what) })
+}
+
+func (b *Backend) readMapped(t testing.TB, complain func(string)) map[netip.Addr]backend.Mapping {
 	t.Helper()
 	var rules backend.Rules
 	if err := b.do(func(w *writer) error { rules = w.rules; return nil }); err != nil {
@@ -62,7 +73,7 @@ func (b *Backend) inKernelMapped(t testing.TB) map[netip.Addr]backend.Mapping {
 				a, _ := netip.AddrFromSlice(e.Key)
 				m, mapped := all[a]
 				if !mapped || m.Route != "" {
-					t.Errorf("%v of %s: %+v", a, route.Name, m)
+					complain(fmt.Sprintf("%v of %s: %+v", a, route.Name, m))
 				}
 				m.Route = route.Name
 				all[a] = m

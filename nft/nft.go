@@ -58,9 +58,6 @@ type request struct {
 
 func (r *request) size() int { return len(r.grants) + len(r.mappings) + len(r.unmap) }
 
-// maps reports whether it is about mappings.
-func (r *request) maps() bool { return len(r.mappings)+len(r.unmap)+len(r.lost) > 0 }
-
 // settle tells the result to whoever waits. Only the first one counts.
 func (r *request) settle(err error) {
 	select {

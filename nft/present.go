@@ -79,8 +79,8 @@ func readTable(name string) (present, error) {
 	}
 	for _, s := range sets {
 		p.sets[s.Name] = s
-		if s.HasTimeout || s.Anonymous || s.IsMap {
-			continue // they change by themselves, or never
+		if s.HasTimeout || s.Anonymous || s.IsMap || strings.HasPrefix(s.Name, setRoute) {
+			continue // they change by themselves, or never, or there may be very many
 		}
 		elements, err := c.GetSetElements(s)
 		if err != nil {

@@ -3,7 +3,6 @@ package nft
 import (
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/google/nftables"
 
@@ -65,7 +64,8 @@ func pools(routes []backend.Route) (all []netip.Prefix) {
 }
 
 // mappings are the sets of mapped addresses: what stands behind each, and of which route it
-// is.
+// is. They have no size, though nothing comes in when MaxMappings are there: for a set with
+// one and without timeouts, the kernel takes memory for so many from the beginning.
 func mappings(r *backend.Rules) (sets []set) {
 	if len(r.Routes) == 0 {
 		return nil
@@ -73,23 +73,19 @@ func mappings(r *backend.Rules) (sets []set) {
 	for _, ipv4 := range versions {
 		sets = append(sets, set{
 			name: mappedName(ipv4, r.Book), comment: "what real address stands behind a mapped one",
-			key: selector{destination(ipv4)}, data: destination(ipv4).key,
+			key: selector{destination(ipv4)}, data: destination(ipv4).key, kept: true,
 		})
 	}
 	for i := range r.Routes {
 		for _, ipv4 := range versions {
 			sets = append(sets, set{
 				name: routeName(r.Routes[i].Name, ipv4, r.Book), comment: "mapped addresses of the route " + r.Routes[i].String(),
-				key: selector{destination(ipv4)}, timeout: true, size: r.MaxMappings, gc: routeGC,
+				key: selector{destination(ipv4)}, kept: true,
 			})
 		}
 	}
 	return sets
 }
-
-// routeGC is how often the kernel looks for elements of routes that have run out, which
-// none ever does: but only sets with timeouts grow with what they hold.
-const routeGC = 24 * time.Hour
 
 var versions = []bool{true, false} // IPv4, IPv6
 

@@ -74,6 +74,7 @@ func routedNetwork(t *testing.T) *network {
 	for _, ifname := range []string{"all", "wan", "tun0"} {
 		must(n.here.Sysctl("net/ipv4/conf/"+ifname+"/rp_filter", "0"))
 	}
+	must(netlink.ConntrackTableFlush(netlink.ConntrackTable)) // of an earlier network
 	n.who(whoPort)
 	return n
 }

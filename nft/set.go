@@ -23,7 +23,8 @@ type set struct {
 	data          nftables.SetDatatype // of what stands behind a key, in a map
 	interval      bool                 // it holds ranges
 
-	timeout bool          // elements end by themselves; they survive a reload
+	kept    bool          // elements come and go one by one, and survive a reload
+	timeout bool          // they end by themselves; and survive a reload, too
 	dynamic bool          // packets add elements
 	size    int           // most elements; 0 for no bound
 	gc      time.Duration // how often the kernel looks for what has run out; 0 for its default
@@ -117,8 +118,8 @@ func outline(elements []nftables.SetElement) []string {
 // isMap reports whether something stands behind each key.
 func (s *set) isMap() bool { return s.data.Bytes > 0 }
 
-// lasts reports whether elements come and go one by one, and survive a reload.
-func (s *set) lasts() bool { return s.timeout || s.isMap() }
+// lasts reports whether elements survive a reload.
+func (s *set) lasts() bool { return s.timeout || s.kept }
 
 // standsAs reports whether a set in the kernel can be made this one by exchanging its
 // elements. A size can be raised, and kernels that do not know how leave it; one that is

@@ -155,8 +155,6 @@ func (w *writer) try(reqs []*request) error {
 			w.verify()
 		case errors.Is(err, backend.ErrScope), errors.Is(err, backend.ErrFull), errors.Is(err, backend.ErrRoute), errors.Is(err, backend.ErrMappings):
 			return err // the kernel has not been asked
-		case errors.Is(err, unix.ENFILE) && len(reqs) == 1 && reqs[0].maps():
-			return backend.ErrMappings
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EEXIST), errors.Is(err, unix.EBUSY), errors.Is(err, errUnknown):
 		default:
 			w.events.Failed("commit", err)

@@ -4,13 +4,14 @@ package route
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"hash/maphash"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	bolt "go.etcd.io/bbolt"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
@@ -76,7 +77,7 @@ type Book struct {
 	start  time.Time // from now
 	seed   maphash.Seed
 	id     string
-	fresh  bool
+	fresh  atomic.Bool
 
 	shards [shards]shard
 	pages  [2]pages // who has an address, by IP version
@@ -104,11 +105,10 @@ func Open(path string, router backend.Router, now func() time.Time) (*Book, erro
 	for i := range b.pages {
 		b.pages[i].at = make(map[[15]byte]*page)
 	}
-	db, id, fresh, err := openFile(path)
+	db, err := openFile(path)
 	if err != nil {
 		return nil, err
 	}
-	b.id, b.fresh = hex.EncodeToString(id), fresh
 	if err := b.load(db, path); err != nil {
 		db.Close()
 		return nil, err
@@ -121,9 +121,24 @@ func Open(path string, router backend.Router, now func() time.Time) (*Book, erro
 // [backend.Rules].Book.
 func (b *Book) ID() string { return b.id }
 
-// Fresh reports whether Open has made the file. Then nothing is known of whom the
-// addresses belonged to, and live connections to any of the pools must be ended.
-func (b *Book) Fresh() bool { return b.fresh }
+// Fresh reports whether the file is a new one: nothing is known of whom the addresses
+// belonged to before, so live connections to any of the pools have to be ended before the
+// first one is given out. It stays so, be it after a crash, until Settled.
+func (b *Book) Fresh() bool { return b.fresh.Load() }
+
+// Settled says that what was connected before the book was new has been ended.
+func (b *Book) Settled() error {
+	if !b.fresh.Load() {
+		return nil
+	}
+	err := b.store.do(context.Background(), func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketBook).Delete(keyFresh)
+	})
+	if err == nil {
+		b.fresh.Store(false)
+	}
+	return err
+}
 
 // SetMax limits how many addresses of each IP version may be mapped; 0 is no limit. Those
 // that are too many already stay.

@@ -1,12 +1,14 @@
 package route
 
 import (
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -17,23 +19,15 @@ import (
 const lockWait = time.Second
 
 // openFile opens the file, or makes a new one where there is none.
-func openFile(path string) (db *bolt.DB, id []byte, fresh bool, err error) {
-	db, err = openOld(path)
+func openFile(path string) (*bolt.DB, error) {
+	db, err := openOld(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err = create(path); err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, nil, false, fmt.Errorf("making the book of mapped addresses: %w", err)
+		if err := create(path); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, fmt.Errorf("making the book of mapped addresses: %w", err)
 		}
-		fresh = err == nil
-		db, err = openOld(path)
+		return openOld(path)
 	}
-	if err != nil {
-		return nil, nil, false, err
-	}
-	if err := guarded(path, func() error { id, err = check(db); return err }); err != nil {
-		db.Close()
-		return nil, nil, false, err
-	}
-	return db, id, fresh, nil
+	return db, err
 }
 
 // openOld never makes a file: neither one that was not there, nor of an empty one, which
@@ -51,7 +45,7 @@ func openOld(path string) (db *bolt.DB, err error) {
 				}
 				if info, err := f.Stat(); err != nil || info.Size() == 0 {
 					f.Close()
-					return nil, errors.Join(err, fmt.Errorf("%w: it is empty", ErrCorrupt))
+					return nil, cmp.Or(err, corrupt(path, errors.New("it is empty")))
 				}
 				file = f
 				return f, nil
@@ -62,16 +56,21 @@ func openOld(path string) (db *bolt.DB, err error) {
 	if err == nil {
 		return db, nil
 	}
-	if file != nil {
-		file.Close() // if it panicked; otherwise it is closed already
+	if file != nil { // it is closed already, unless there was a panic; then it is still mapped, so closing would not unlock it
+		syscall.Flock(int(file.Fd()), syscall.LOCK_UN)
+		file.Close()
 	}
+	var failed *fs.PathError
+	var errno syscall.Errno
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("the book of mapped addresses %s is %w%s", path, ErrInUse, holder(path))
-	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
-		return nil, corrupt(path, err)
+	case errors.Is(err, ErrCorrupt):
+		return nil, err
+	case errors.As(err, &failed), errors.As(err, &errno):
+		return nil, fmt.Errorf("the book of mapped addresses: %w", err)
 	}
-	return nil, err
+	return nil, corrupt(path, err)
 }
 
 // guarded turns what a damaged file leads to, be it a fault of memory, into an error.
@@ -110,7 +109,7 @@ func create(path string) error {
 		}
 		id := make([]byte, 8)
 		rand.Read(id)
-		return put(tx, bucketBook, keyID, id)
+		return errors.Join(put(tx, bucketBook, keyID, id), put(tx, bucketBook, keyFresh, []byte{1}))
 	})
 	if err := errors.Join(err, db.Close()); err != nil {
 		return err
@@ -130,26 +129,20 @@ func syncDir(dir string) error {
 	return d.Sync()
 }
 
-// check returns the id of a book, if the file is one and whole.
-func check(db *bolt.DB) (id []byte, err error) {
-	err = db.View(func(tx *bolt.Tx) error {
-		info, err := os.Stat(db.Path())
-		if err != nil {
-			return err
+// whole returns an error if the file is no book, or not all of one. A look at what is
+// missing at its end would be a fault of memory.
+func whole(tx *bolt.Tx) error {
+	info, err := os.Stat(tx.DB().Path())
+	if err != nil {
+		return err
+	}
+	if tx.Size() > info.Size() {
+		return fmt.Errorf("%d bytes are missing at its end", tx.Size()-info.Size())
+	}
+	for _, bucket := range [][]byte{bucketBook, bucketAddrs, bucketUse} {
+		if tx.Bucket(bucket) == nil {
+			return fmt.Errorf("it has no %q", bucket)
 		}
-		if tx.Size() > info.Size() {
-			return corrupt(db.Path(), fmt.Errorf("%d bytes are missing at its end", tx.Size()-info.Size()))
-		}
-		for _, bucket := range [][]byte{bucketBook, bucketAddrs, bucketUse} {
-			if tx.Bucket(bucket) == nil {
-				return corrupt(db.Path(), fmt.Errorf("it has no %q", bucket))
-			}
-		}
-		if id = unseal(keyID, tx.Bucket(bucketBook).Get(keyID)); id == nil {
-			return corrupt(db.Path(), errors.New("it has no id"))
-		}
-		id = append([]byte(nil), id...)
-		return nil
-	})
-	return id, err
+	}
+	return nil
 }

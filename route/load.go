@@ -2,7 +2,9 @@ package route
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math"
@@ -16,23 +18,42 @@ import (
 func (b *Book) load(db *bolt.DB, path string) error {
 	return guarded(path, func() error {
 		return db.View(func(tx *bolt.Tx) error {
-			addrs := tx.Bucket(bucketAddrs)
-			disordered := make(map[*entry]struct{})
-			if err := addrs.ForEach(func(k, v []byte) error { return b.loadAddr(k, v, disordered) }); err != nil {
-				return corrupt(path, err)
-			}
-			for e := range disordered {
-				e.sort(addrs)
-			}
-			if err := tx.Bucket(bucketUse).ForEach(b.loadUse); err != nil {
-				return corrupt(path, err)
-			}
-			for err := range tx.Check() {
+			if err := b.loadAll(tx); err != nil {
 				return corrupt(path, err)
 			}
 			return nil
 		})
 	})
+}
+
+func (b *Book) loadAll(tx *bolt.Tx) error {
+	if err := whole(tx); err != nil {
+		return err
+	}
+	book, addrs := tx.Bucket(bucketBook), tx.Bucket(bucketAddrs)
+	id := unseal(keyID, book.Get(keyID))
+	if id == nil {
+		return errors.New("it has no id")
+	}
+	b.id = hex.EncodeToString(id)
+	b.fresh.Store(book.Get(keyFresh) != nil)
+
+	disordered := make(map[*entry]struct{})
+	if err := addrs.ForEach(func(k, v []byte) error { return b.loadAddr(k, v, disordered) }); err != nil {
+		return err
+	}
+	for e := range disordered {
+		e.sort(addrs)
+	}
+	if err := tx.Bucket(bucketUse).ForEach(b.loadUse); err != nil {
+		return err
+	}
+	// Last, since it looks at the same pages, where nothing would stop at a fault of memory.
+	var found error
+	for err := range tx.Check() { // to its end, or its goroutine stays
+		found = cmp.Or(found, err)
+	}
+	return found
 }
 
 func (b *Book) loadAddr(k, v []byte, disordered map[*entry]struct{}) error {

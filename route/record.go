@@ -10,10 +10,11 @@ import (
 
 // What is in the file. An address is a key, so it cannot have two owners.
 var (
-	bucketBook  = []byte("book")      // id
+	bucketBook  = []byte("book")      // id, and whether it is fresh
 	bucketAddrs = []byte("addresses") // address -> owned, place, route and name; or rests or is free, since when
 	bucketUse   = []byte("use")       // address -> when its name was last answered, and where it leads
 	keyID       = []byte("id")
+	keyFresh    = []byte("fresh")
 )
 
 // Kinds of records in bucketAddrs.
