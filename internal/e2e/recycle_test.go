@@ -49,7 +49,7 @@ func (m meddler) Unmap(ctx context.Context, mapped []netip.Addr) error {
 	return m.Router.Unmap(ctx, mapped)
 }
 
-func newRecycling(t *testing.T, pool string) *recycling {
+func newRecycling(t *testing.T, pool string, linger time.Duration) *recycling {
 	t.Helper()
 	lab, err := netlab.New()
 	if err != nil {
@@ -77,7 +77,7 @@ func newRecycling(t *testing.T, pool string) *recycling {
 	r.mirror(r.world.world)
 	// What has ended is not to be waited for for minutes.
 	for _, timeout := range []string{"tcp_timeout_time_wait", "tcp_timeout_close", "udp_timeout", "udp_timeout_stream"} {
-		r.must(r.guard.Sysctl("net/netfilter/nf_conntrack_"+timeout, "4"))
+		r.must(r.guard.Sysctl("net/netfilter/nf_conntrack_"+timeout, "3"))
 	}
 
 	r.kernel = nft.New(expiry.NewTable[backend.Key](time.Now()), backendtest.Quiet{})
@@ -91,7 +91,7 @@ func newRecycling(t *testing.T, pool string) *recycling {
 	r.must(r.kernel.Open(backend.Rules{
 		Table: guardTable, Gateway: true, GatewayHolders: []backend.Holder{backend.Client},
 		Routes: []backend.Route{{Name: "shop", Pools: pools}},
-		Book:   r.book.ID(), MaxMappings: 100, MaxGrants: 1000, MaxGrantsClient: 1000, MaxGrantsName: 1000,
+		Book:   r.book.ID(), MaxMappings: 100, MaxGrants: 1000, MaxGrantsClient: 1000, MaxGrantsName: 1000, Linger: linger,
 	}))
 	return r
 }
@@ -100,7 +100,7 @@ func newRecycling(t *testing.T, pool string) *recycling {
 func (r *recycling) passes(d time.Duration) { r.skew.Add(int64(d)) }
 
 // real is where the n-th name leads.
-func (r *recycling) real(n int) string { return fmt.Sprintf("198.18.%d.%d", 90+n/200, n%200+1) }
+func (r *recycling) real(n int) string { return fmt.Sprintf("198.18.%d.%d", n/200%250, n%200+1) }
 
 // assign gives the n-th name an address, as when it is answered.
 func (r *recycling) assign(n int) (string, error) {
@@ -147,7 +147,7 @@ func (r *recycling) fill(from int) (names map[int]string) {
 func TestAddressInUseIsNotRecycled(t *testing.T) {
 	for _, network := range networks {
 		t.Run(network, func(t *testing.T) {
-			r := newRecycling(t, "100.96.7.0/29")
+			r := newRecycling(t, "100.96.7.0/29", 0)
 			x := r.tap()
 			first := r.fill(0)
 			if len(first) < 4 {
@@ -224,6 +224,45 @@ func TestAddressInUseIsNotRecycled(t *testing.T) {
 	}
 }
 
+// An address that is still open to somebody, by a grant or because of linger, does not get
+// another name: who has remembered it for two days would be let through to that one's
+// server.
+func TestAddressThatIsOpenToSomebodyIsNotRecycled(t *testing.T) {
+	const open = 8 * time.Second // longer than a connection is remembered that nobody uses
+	for name, linger := range map[string]time.Duration{"by a grant": 0, "by linger": open} {
+		t.Run(name, func(t *testing.T) {
+			r := newRecycling(t, "100.96.7.0/29", linger)
+			first := r.fill(0)
+			used := first[0]
+			began := time.Now()
+			if linger > 0 {
+				r.grant(used, time.Second)
+				r.must(r.connect(r.client, "udp", used))
+			} else {
+				r.grant(used, open)
+			}
+			next := 100
+			for freed := false; !freed; time.Sleep(100 * time.Millisecond) {
+				r.passes(3 * twoDays)
+				r.tidy()
+				for n, addr := range r.fill(next) {
+					if addr != used {
+						continue
+					}
+					freed = true
+					if err := r.connect(r.client, "udp", used); err == nil {
+						t.Fatalf("after %v %s is of name %d, and still open to who asked for another", time.Since(began), used, n)
+					}
+				}
+				next += 100
+				if time.Since(began) > time.Minute {
+					t.Fatalf("%s is never free", used)
+				}
+			}
+		})
+	}
+}
+
 // contains reports whether there is a word in a packet.
 func contains(payload []byte, word string) bool {
 	for i := 0; i+len(word) <= len(payload); i++ {
@@ -239,7 +278,7 @@ func contains(payload []byte, word string) bool {
 func TestConnectionWhileAnAddressIsTaken(t *testing.T) {
 	for _, network := range networks {
 		t.Run(network, func(t *testing.T) {
-			r := newRecycling(t, "100.96.7.0/29")
+			r := newRecycling(t, "100.96.7.0/29", 0)
 			x := r.tap()
 			first := r.fill(0)
 			used := first[0]
