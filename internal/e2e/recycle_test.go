@@ -154,7 +154,7 @@ func TestAddressInUseIsNotRecycled(t *testing.T) {
 				t.Fatalf("a pool of 8 has %d addresses", len(first))
 			}
 			used := first[0]
-			r.grant(used, time.Minute)
+			r.grant(used, 2*time.Second)
 			live, err := r.dial(r.client, network, used)
 			r.must(err)
 			defer live.Close()
@@ -283,11 +283,11 @@ func TestConnectionWhileAnAddressIsTaken(t *testing.T) {
 			first := r.fill(0)
 			used := first[0]
 			const open = 2 * time.Second
-			r.grant(used, open)
 			r.passes(3 * twoDays)
 			var late net.Conn
-			connect := func() {
+			connect := func() { // as who has just asked for the name
 				r.meddle.Store(nil)
+				r.grant(used, open)
 				var err error
 				late, err = r.dial(r.client, network, used)
 				if err == nil {
