@@ -23,10 +23,6 @@ import (
 type book struct {
 	*route.Book
 	path string
-
-	// Connections into its pools may be from a time that it knows nothing of: they end
-	// before it gives out an address.
-	strange bool
 }
 
 // books are those of the process, by their paths.
@@ -56,7 +52,7 @@ func (g *guard) openBooks(routes []*namedRoute) error {
 		if g.books.open == nil {
 			g.books.open = map[string]*book{}
 		}
-		r.book = &book{Book: opened, path: r.state, strange: opened.Fresh() || g.armed()}
+		r.book = &book{opened, r.state}
 		g.books.open[r.state] = r.book
 	}
 	return nil
@@ -110,11 +106,12 @@ func bookID(routes []*namedRoute) string {
 	return hex.EncodeToString(hash[:8])
 }
 
-// endStrangers ends the connections that a book knows nothing of.
+// endStrangers ends the connections into the pools of a book that knows nothing of them: of
+// one that is new, or that another one has been in the place of.
 func (g *guard) endStrangers(routes []*namedRoute) error {
 	var pools []netip.Prefix
 	for _, r := range routes {
-		if r.book.strange {
+		if r.book.Fresh() || len(g.served) > 0 && !g.served[r.state] {
 			pools = append(pools, r.pools...)
 		}
 	}
@@ -133,19 +130,27 @@ func (g *guard) endStrangers(routes []*namedRoute) error {
 		return fmt.Errorf("connections to mapped addresses that %s does not know of cannot be ended: %w", routes[0].state, err)
 	}
 	if ended > 0 {
-		log.Warningf("%d connections to mapped addresses are ended: it is not known any more whose addresses they were", ended)
+		log.Warningf("%d connections to mapped addresses have been ended: it is not known any more whose addresses they were", ended)
 	}
 	for _, r := range routes {
-		r.book.strange = false
+		if err := r.book.Settled(); err != nil {
+			return fmt.Errorf("%s: %w", r.state, err)
+		}
 	}
 	return nil
 }
 
 const (
-	// tidyUnused is how long a name keeps addresses that nobody asks for.
 	tidyInterval = time.Minute
 	tidyUnused   = 48 * time.Hour
 )
+
+// unused is how long a name keeps addresses that nobody asks for: no less than what was
+// granted with its last answer lasts, or another name's address would be open to those who
+// have asked for this one.
+func (s *settings) unused() time.Duration {
+	return max(tidyUnused, s.lease.Ceiling+s.lease.Margin+s.linger+time.Hour)
+}
 
 // tidy takes addresses from names that nobody uses, until the guard is closed.
 func (g *guard) tidy(ctx context.Context) {
@@ -163,7 +168,7 @@ func (g *guard) tidy(ctx context.Context) {
 
 func (g *guard) tidyOnce(ctx context.Context) {
 	for _, b := range g.books.list() {
-		freed, err := b.Tidy(ctx, tidyUnused)
+		freed, err := b.Tidy(ctx, time.Duration(g.unused.Load()))
 		mappingsFreed.Add(float64(freed))
 		if err != nil && ctx.Err() == nil && !errors.Is(err, route.ErrClosed) {
 			g.failures.Do(func() { log.Errorf("%s: addresses that no name uses any more cannot be freed: %v", b.path, err) })

@@ -45,15 +45,11 @@ type found struct {
 	classes  map[backend.Class]backend.Predicates
 	upstream []netip.AddrPort
 	self     backend.Program
-	capture  uint16        // port
-	routes   []*namedRoute // of all server blocks
-	policies []*policy     // the same, in order
-	book     string        // the name of all their books
-}
-
-// mapped reports whether an address is of a pool.
-func (f *found) mapped(addr netip.Addr) bool {
-	return slices.ContainsFunc(f.routes, func(r *namedRoute) bool { return contains(r.pools, addr) })
+	capture  uint16         // port
+	routes   []*namedRoute  // of all server blocks
+	policies []*policy      // the same, in order
+	pools    []netip.Prefix // of these, each once
+	book     string         // the name of all their books
 }
 
 // kernelRoutes are the routes, those once that are the same to the kernel.

@@ -44,6 +44,18 @@ func (g *guard) addresses() []netip.Prefix {
 	return g.host.addresses()
 }
 
+// ownAddresses are those of the machine now, with their networks. What cannot be known
+// counts as none.
+func ownAddresses() (all []netip.Prefix) {
+	addrs, _ := net.InterfaceAddrs()
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
 // settleRoutes fills in what routes have from the settings, and reports the first two
 // things of the Corefile or the machine that cannot both be.
 func (s *settings) settleRoutes(routes []*namedRoute, machine []netip.Prefix, warn func(format string, args ...any)) error {
@@ -78,6 +90,11 @@ func (s *settings) settleRoutes(routes []*namedRoute, machine []netip.Prefix, wa
 		}
 	}
 	s.found.routes = routes
+	for _, r := range routes {
+		s.found.pools = append(s.found.pools, r.pools...)
+	}
+	slices.SortFunc(s.found.pools, netip.Prefix.Compare)
+	s.found.pools = slices.Compact(s.found.pools)
 	return nil
 }
 

@@ -31,6 +31,7 @@ type guard struct {
 	arming    sync.Mutex
 	rules     backend.Rules   // in force
 	before    []backend.Route // that still are, besides those of the settings
+	served    map[string]bool // paths of the books that have last given out addresses
 	classes   []string        // by number, in words; the first is any
 	units     units           // nil unless the Corefile names some
 	unitPaths []string
@@ -45,6 +46,7 @@ type guard struct {
 	routing atomic.Pointer[routing]
 	books   books
 	cuts    *cuts
+	unused  atomic.Int64 // the longest that any settings have had: see settings.unused
 
 	// What works on routes, from when there are any.
 	working sync.WaitGroup

@@ -158,7 +158,7 @@ func (f *filter) withheld(addr netip.Addr) *reach.Block {
 	}
 	var buf [4]netip.Addr
 	for _, part := range reach.Parts(addr, buf[:0]) {
-		if len(f.found.routes) > 0 && f.found.mapped(part) {
+		if len(f.found.pools) > 0 && contains(f.found.pools, part) {
 			return ofPool
 		}
 		b := reach.Of(part)

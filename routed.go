@@ -15,78 +15,95 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/route"
 )
 
-// routed returns what the client may get of m in a block with routes, and whether its
-// addresses are in force by then; those of an answer that has nothing to do with routes are
-// not.
+// routed returns what the client may get of m in a block with routes, and whether that is
+// all: the addresses of an answer that has nothing to do with routes are not in force yet.
 func (q *query) routed(m *dns.Msg, scope backend.Scope) (out *dns.Msg, done bool, err error) {
 	p, g := q.handler.policy, q.handler.guard
 	var short [3]link
-	chain := append(short[:0], link{q.question.Name, 0})
-	if m.Rcode&0xf == dns.RcodeSuccess {
-		if chain, err = follow(q.question.Name, m.Answer, short[:0]); err != nil {
-			return nil, false, err
-		}
+	chain, err := q.chain(m, short[:0])
+	if err != nil {
+		return nil, false, err
 	}
 	r, name := p.decides(chain)
 	switch {
 	case r == nil:
 		return p.hide(chain, m), false, nil
-	case g.removed.Load(), !g.translates(q, q.request):
+	case g.removed.Load():
+		return m, true, nil
+	}
+	translated, local := g.translates(q, q.request)
+	if !translated {
 		return m, true, nil // and what it gives is not opened either
 	}
 	if r, err = g.awaitRoute(q.Context, r, name); err != nil {
 		return nil, true, err
 	}
+	out, err = q.rewritten(m, scope, r, name, local)
+	return out, true, err
+}
+
+// chain is where the question leads by m.
+func (q *query) chain(m *dns.Msg, buf []link) ([]link, error) {
+	if m.Rcode&0xf != dns.RcodeSuccess {
+		return append(buf, link{q.question.Name, 0}), nil
+	}
+	return follow(q.question.Name, m.Answer, buf)
+}
+
+// rewritten is what the client gets of an answer with a route, in force by then.
+func (q *query) rewritten(m *dns.Msg, scope backend.Scope, r *namedRoute, name string, local bool) (*dns.Msg, error) {
+	p, g := q.handler.policy, q.handler.guard
+	chain, err := q.chain(m, nil)
+	if err != nil {
+		return nil, err
+	}
 	w := rewriting{policy: p, route: r, question: q.question, chain: chain}
 	if !w.concerns(m) {
-		return p.hide(chain, m), true, nil
+		return p.hide(chain, m), nil
 	}
-	var few [8]netip.Addr
-	real, ttl := w.real(m, few[:0])
-	real, why := g.carried(r, real)
+	real, ttl := w.real(m, make([]netip.Addr, 0, 8))
+	real, why := g.carried(r, real, local)
 	scope.Class = r.class
 	mapped, err := g.mapped(q.Context, r, name, scope, real)
 	if err != nil {
 		refusedOf(err).Inc()
 		g.failures.Do(func() { log.Errorf("An answer for a name with a route was withheld, the client got SERVFAIL: %v", err) })
-		return nil, true, err
+		return nil, err
 	}
-	if out = p.hide(chain, w.rewrite(m, mapped, ttl)); len(out.Answer) == 0 {
+	out := p.hide(chain, w.rewrite(m, mapped, ttl))
+	if len(out.Answer) == 0 {
 		if why == "" {
 			why = "it has nothing but what leads elsewhere"
 		}
 		explain(out, q.request, dns.ExtendedErrorCodeFiltered, fmt.Sprintf("%s has a route: %s", name, why))
 	}
 	answersRewritten.Inc()
-	var fewTargets [8]target
-	targets := fewTargets[:0]
+	var few [8]target
+	targets := few[:0]
 	for _, addr := range mapped {
 		targets = append(targets, target{backend.KeyOf(addr), ttl})
 	}
-	return out, true, g.permit(q.Context, scope, q.question.Name, targets)
+	return out, g.permit(q.Context, scope, q.question.Name, targets)
 }
 
-// translates reports whether what the asker sends is guarded here: who asks the gateway
-// from itself in nft-gateway, or a server from elsewhere in nft-local, has no use for
-// mapped addresses.
-func (g *guard) translates(w dns.ResponseWriter, request *dns.Msg) bool {
+// translates reports whether what the asker sends is guarded here, and whether that is this
+// machine: who asks the gateway from itself in nft-gateway, or a server from elsewhere in
+// nft-local, has no use for mapped addresses.
+func (g *guard) translates(w dns.ResponseWriter, request *dns.Msg) (translated, local bool) {
 	s := g.settings.Load()
-	if s.local() && s.gateway() {
-		return true
-	}
-	_, local := g.asker(s, w, request)
-	return local == s.local()
+	_, local = g.asker(s, w, request)
+	return local && s.local() || !local && s.gateway(), local
 }
 
 // carried returns those addresses that packets reach by a route, and why others are left
 // out.
-func (g *guard) carried(r *namedRoute, real []netip.Addr) (left []netip.Addr, why string) {
+func (g *guard) carried(r *namedRoute, real []netip.Addr, local bool) (left []netip.Addr, why string) {
 	left = real[:0]
 	for _, addr := range real {
 		switch {
 		case !r.carries(addr.Is4()):
 			why = "it carries " + r.family + " only"
-		case !addr.Is4() && !g.leads(r, addr):
+		case !addr.Is4() && !g.leads(r, addr, local):
 			why = fmt.Sprintf("there is no way to %v from here", addr)
 		default:
 			left = append(left, addr)
@@ -97,7 +114,7 @@ func (g *guard) carried(r *namedRoute, real []netip.Addr) (left []netip.Addr, wh
 
 // leads reports whether packets to an IPv6 address have a way by a route. IPv4 is not
 // asked for: it is there, and if it is not, there is nothing better.
-func (g *guard) leads(r *namedRoute, addr netip.Addr) bool {
+func (g *guard) leads(r *namedRoute, addr netip.Addr, local bool) bool {
 	if g.host.leads == nil {
 		return true
 	}
@@ -105,7 +122,7 @@ func (g *guard) leads(r *namedRoute, addr netip.Addr) bool {
 	if !g.host.leads(addr, identity.Way{Out: r.out, Mark: r.mark, Fixed: fixed}, g.now()) {
 		return false
 	}
-	if !g.settings.Load().local() {
+	if !local {
 		return true
 	}
 	// A program of this machine needs a way to the mapped address first.

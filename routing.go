@@ -15,6 +15,7 @@ type routing struct {
 	routes   map[*namedRoute]bool
 	pools    []pool
 	classes  []backend.Class // that there may be grants for mapped addresses in
+	book     string          // the name of all books
 	changed  chan struct{}   // closed when there is a newer one
 }
 
@@ -105,10 +106,14 @@ func (g *guard) takeOver(s *settings) error {
 	if err := g.endStrangers(routes); err != nil {
 		return err
 	}
+	if len(routes) > 0 {
+		g.served = map[string]bool{}
+	}
+	g.unused.Store(max(g.unused.Load(), int64(s.unused())))
 	t := newRouting()
-	t.policies, t.routes = s.found.policies, map[*namedRoute]bool{}
+	t.policies, t.routes, t.book = s.found.policies, map[*namedRoute]bool{}, s.found.book
 	for _, r := range routes {
-		t.routes[r] = true
+		t.routes[r], g.served[r.state] = true, true
 		for _, prefix := range r.pools {
 			t.pools = append(t.pools, pool{prefix, r.book})
 		}
@@ -118,6 +123,9 @@ func (g *guard) takeOver(s *settings) error {
 		r.book.SetMax(s.limits.mappings)
 	}
 	g.rehome(t, len(was.routes) == 0)
+	if was.book != "" && was.book != t.book {
+		t.restore()
+	}
 	g.routing.Store(t)
 	close(was.changed)
 	if g.end == nil {
@@ -132,7 +140,7 @@ func (g *guard) takeOver(s *settings) error {
 // rehome gives names that have another route now to that, with the addresses that they
 // have. At the first time, these may be of other pools, and nobody has them.
 func (g *guard) rehome(t *routing, first bool) {
-	for _, b := range g.books.list() {
+	for _, b := range t.books() {
 		err := b.Rehome(context.Background(), func(old, name string) (string, bool) {
 			now := t.of(name, old)
 			if now == nil || now.kernel.Name == old || now.book != b {
@@ -145,6 +153,26 @@ func (g *guard) rehome(t *routing, first bool) {
 		})
 		if err != nil {
 			log.Errorf("%s: names whose route has changed may lose their addresses: %v", b.path, err)
+		}
+	}
+}
+
+// books are those of the pools, each once.
+func (t *routing) books() (all []*book) {
+	for _, p := range t.pools {
+		if !slices.Contains(all, p.book) {
+			all = append(all, p.book)
+		}
+	}
+	return all
+}
+
+// restore has books map their addresses again that the kernel has forgotten because there
+// is another book than before.
+func (t *routing) restore() {
+	for _, b := range t.books() {
+		if err := b.Restore(context.Background()); err != nil {
+			log.Errorf("%s: clients have to ask again before they get to mapped addresses: %v", b.path, err)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coredns/caddy"
 	"github.com/miekg/dns"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
@@ -133,6 +134,34 @@ func TestAnswersAfterTheirRoute(t *testing.T) {
 	r.wantText(r.ask(), strings.Replace(wwwMapped, "0.1", "0.2", 1))
 }
 
+// A second book makes the kernel forget what it knew of the first; it is told again.
+func TestSecondBookKeepsMappedAddresses(t *testing.T) {
+	r := newRig(t, routedBoth)
+	r.ask()
+	r.kernel.Connect(netip.MustParseAddr("100.96.0.1"))
+	r.arm("ipdestinationguard {\nmode nft-both\nroute **.routed.test\nroute **.b.test {\npool 10.9.0.0/16 fd09::/64\nstate " + filepath.Join(t.TempDir(), "other.db") + "\n}\n}")
+	r.wantMapped("100.96.0.1 > 9.9.9.9")
+	transactions := r.kernel.Transactions()
+	r.wantText(r.ask(), wwwMapped)
+	r.wantTransactions(transactions)
+	if got := r.kernel.Connected(netip.MustParseAddr("100.96.0.1")); len(got) != 1 {
+		t.Errorf("a live connection has ended")
+	}
+}
+
+// A name keeps its addresses for as long as somebody may have a grant for them.
+func TestUnusedOutlastsGrants(t *testing.T) {
+	for directive, want := range map[string]time.Duration{
+		"ipdestinationguard nft-local": 48 * time.Hour,
+		"ipdestinationguard {\nmode nft-local\nttl 1s 100h\nmargin 10h\nlinger 1h\n}": 112 * time.Hour,
+	} {
+		s, _, err := parse(caddy.NewTestController("dns", directive))
+		if err != nil || s.unused() != want {
+			t.Error(s.unused(), err)
+		}
+	}
+}
+
 // A restart finds the names' addresses in the file.
 func TestRestartKeepsMappedAddresses(t *testing.T) {
 	r := newRig(t, routedBoth)
@@ -203,7 +232,8 @@ func TestBookIsPrivate(t *testing.T) {
 
 // A backend that cannot translate is told apart at the start.
 func TestRoutesNeedARouter(t *testing.T) {
-	g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, alone, time.Now)
+	type bare struct{ backend.Backend } // and nothing else
+	g := newGuard(func(*backend.InForce, backend.Observer) backend.Backend { return bare{} }, alone, time.Now)
 	err := g.prepareRoutes(&settings{}, []*namedRoute{{place: "Corefile:3"}})
 	if err == nil || err.Error() != "Corefile:3: this kind of firewall cannot translate addresses, which routes need: leave them out" {
 		t.Error(err)

@@ -3,8 +3,6 @@ package ipdestinationguard
 import (
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -56,18 +54,6 @@ var thisHost = host{
 
 	addresses: ownAddresses,
 	leads:     new(identity.Ways).Lead,
-}
-
-// ownAddresses are those of the machine now, with their networks. What cannot be known
-// counts as none.
-func ownAddresses() (all []netip.Prefix) {
-	addrs, _ := net.InterfaceAddrs()
-	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			all = append(all, p)
-		}
-	}
-	return all
 }
 
 // self is this process as it was first asked for: at a reload, the program that brings it

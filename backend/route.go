@@ -66,14 +66,24 @@ type Mapping struct {
 // not there, the mapped address is of none of the route's pools, the real one is of any
 // pool, or they are of two versions of IP.
 func (r *Rules) Mappable(m Mapping) error {
-	i := slices.IndexFunc(r.Routes, func(route Route) bool { return route.Name == m.Route })
+	route := r.Route(m.Route)
 	switch {
-	case i < 0:
+	case route == nil:
 		return fmt.Errorf("%w: %q", ErrRoute, m.Route)
-	case !r.Routes[i].Has(m.Mapped):
+	case !route.Has(m.Mapped):
 		return fmt.Errorf("%w: %v is of none of the pools of %q", ErrRoute, m.Mapped, m.Route)
 	case m.Mapped.Is4() != m.Real.Is4() || m.Real.Zone() != "" || r.Pooled(m.Real):
 		return fmt.Errorf("%w: nothing can be translated from %v to %v", ErrRoute, m.Mapped, m.Real)
+	}
+	return nil
+}
+
+// Route returns the route of that name, or nil.
+func (r *Rules) Route(name string) *Route {
+	for i := range r.Routes {
+		if r.Routes[i].Name == name {
+			return &r.Routes[i]
+		}
 	}
 	return nil
 }
@@ -82,6 +92,10 @@ func (r *Rules) Mappable(m Mapping) error {
 func (r *Rules) Pooled(a netip.Addr) bool {
 	return slices.ContainsFunc(r.Routes, func(route Route) bool { return route.Has(a) })
 }
+
+// Bound reports whether traffic must not leave but as the route says, whatever becomes of
+// the route.
+func (r *Route) Bound() bool { return r.Out != "" || r.Mark != 0 }
 
 // Has reports whether an address is of the route's pools.
 func (r *Route) Has(a netip.Addr) bool {

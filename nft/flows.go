@@ -5,7 +5,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -37,10 +39,15 @@ type flow struct {
 	status       uint32
 }
 
-// Connections implements [backend.Router]. It does not keep grants waiting.
+// Connections implements [backend.Router]. It does not keep grants waiting. Addresses that
+// are mapped no more, and have no connections left, are bound no more.
 func (b *Backend) Connections(ctx context.Context, each func(mapped, real netip.Addr) (end bool)) error {
 	var rules backend.Rules
-	if err := b.do(func(w *writer) error { rules = w.rules; return nil }); err != nil {
+	var fading map[ip]bool
+	if err := b.do(func(w *writer) error {
+		rules, fading = w.rules, maps.Clone(w.mapped.fading)
+		return nil
+	}); err != nil {
 		return err
 	}
 	if len(rules.Routes) == 0 {
@@ -66,16 +73,25 @@ func (b *Backend) Connections(ctx context.Context, each func(mapped, real netip.
 			return false
 		}
 		f := parseFlow(data)
-		if f.status&statusDNAT == 0 || !rules.Pooled(f.mapped) || !each(f.mapped, f.real) {
+		if f.status&statusDNAT == 0 || !rules.Pooled(f.mapped) {
+			return true
+		}
+		if !each(f.mapped, f.real) {
+			delete(fading, f.mapped.As16())
 			return true
 		}
 		stopped = end.end(&f)
 		return stopped == nil
 	})
-	if stopped != nil {
+	switch {
+	case stopped != nil:
 		return stopped
+	case err != nil:
+		return explainFlows(err)
+	case len(fading) > 0:
+		return b.ask(ctx, &request{unbind: slices.Collect(maps.Keys(fading)), done: make(chan error, 1)})
 	}
-	return explainFlows(err)
+	return nil
 }
 
 // end makes the kernel forget a connection, if it is still that one.

@@ -58,6 +58,12 @@ func (w *writer) isOf(a *ip, route string) (bool, error) {
 	return found, err
 }
 
+// isBound asks the kernel whether connections to an address take no other way.
+func (w *writer) isBound(a *ip) (bool, error) {
+	_, found, err := w.socket.getMapping(w.rules.Table, forVersion(setBound, is4(a)), a)
+	return found, err
+}
+
 func (s *socket) getMapping(table, set string, a *ip) (real ip, found bool, err error) {
 	attrs := appendMappings(nil, table, set, is4(a), false, []mapping{{addr: *a}})
 	err = s.request(unix.NFT_MSG_GETSETELEM, 0, unix.NFPROTO_INET, attrs, func(data []byte) bool {

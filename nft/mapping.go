@@ -3,6 +3,7 @@ package nft
 import (
 	"context"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -33,6 +34,7 @@ func (b *Backend) Epoch() uint64 { return b.epoch.Load() }
 type mapped struct {
 	inForce map[ip]behind
 	lost    map[ip]behind // to be put back after somebody emptied the sets
+	fading  map[ip]bool   // mapped no more, and still bound: connections may be left
 	routes  []string      // their names, at their numbers; "" where one has gone
 	v4      int           // of those in force
 	trust   uint32        // what entries have that are not in doubt
@@ -46,10 +48,15 @@ type ip = [16]byte
 type behind struct {
 	real  ip
 	route uint16 // its number; noRoute where that has gone: the address leads nowhere
+	bound bool
 	trust uint32
 }
 
-const noRoute = 0
+// Numbers that no route has.
+const (
+	noRoute  = 0
+	boundSet = math.MaxUint16
+)
 
 // number returns the number of a route that the rules have.
 func (m *mapped) number(route string) uint16 {
@@ -80,9 +87,16 @@ func (m *mapped) enter(a ip, b behind) {
 	b.trust = m.trust
 	m.inForce[a] = b
 	delete(m.lost, a)
+	delete(m.fading, a)
 }
 
-func (m *mapped) remove(a ip) {
+func (m *mapped) remove(a ip, bound bool) {
+	if bound {
+		if m.fading == nil {
+			m.fading = make(map[ip]bool)
+		}
+		m.fading[a] = true
+	}
 	if _, there := m.inForce[a]; there && is4(&a) {
 		m.v4--
 	}
@@ -129,12 +143,12 @@ func (w *writer) putBackMappings() {
 // gone stays in the map, and leads nowhere.
 func (w *writer) forgetMappings(r *backend.Rules) {
 	m := &w.mapped
-	if len(m.inForce)+len(m.lost) == 0 {
+	if len(m.inForce)+len(m.lost)+len(m.fading) == 0 {
 		m.routes = nil
 		return
 	}
 	if len(r.Routes) == 0 || r.Book != w.rules.Book {
-		*m = mapped{trust: m.trust}
+		*m = mapped{trust: m.trust, strange: len(r.Routes) > 0} // what was bound stays
 		w.epoch.Add(1)
 		return
 	}
@@ -183,19 +197,24 @@ func (w *writer) holdsMappings() bool {
 		if in, err := w.isOf(&a, w.mapped.routes[b.route]); err == nil && !in {
 			return false
 		}
+		if in, err := w.isBound(&a); err == nil && in != b.bound {
+			return false
+		}
 	}
 	return true
 }
 
 // A remap is what is to be done about one mapped address.
 type remap struct {
-	addr  ip
-	want  behind
-	gone  bool // it is to be mapped no more
-	again bool // only put back
+	addr   ip
+	want   behind
+	gone   bool // it is to be mapped no more
+	unbind bool // no connection to it is left, since it was
+	again  bool // only put back
 
-	real    ip       // what the kernel has
-	present bool     // in the map
+	real    ip   // what the kernel has
+	present bool // in the map
+	bound   bool
 	of      []uint16 // the routes in whose sets it is
 	one     [1]uint16
 }
@@ -226,7 +245,7 @@ func (p *mapPlan) reset() {
 // want plans what is to become of an address. The last one who wants something counts.
 func (p *mapPlan) want(r remap) {
 	if i, known := p.index[r.addr]; known {
-		if !r.again {
+		if !r.again && !r.unbind {
 			p.remaps[i] = r
 		}
 		return
@@ -267,10 +286,17 @@ func (w *writer) planMappings(reqs []*request, careful bool) error {
 			if err := w.rules.Mappable(m); err != nil {
 				return err
 			}
-			p.want(remap{addr: m.Mapped.As16(), want: behind{real: m.Real.As16(), route: w.mapped.number(m.Route)}})
+			p.want(remap{addr: m.Mapped.As16(), want: behind{
+				real: m.Real.As16(), route: w.mapped.number(m.Route), bound: w.rules.Route(m.Route).Bound(),
+			}})
 		}
 		for _, a := range r.unmap {
 			p.want(remap{addr: a.As16(), gone: true})
+		}
+		for _, a := range r.unbind {
+			if w.mapped.fading[a] {
+				p.want(remap{addr: a, gone: true, unbind: true})
+			}
 		}
 		for _, m := range r.lost {
 			if b, ok := w.mapped.lost[m]; ok {
@@ -323,13 +349,21 @@ func (p *mapPlan) sort(r *remap) {
 		c := p.of(r.want.route, &r.addr)
 		c.additions = append(c.additions, mapping{addr: r.addr})
 	}
+	switch bind := !r.gone && r.want.bound; {
+	case bind && !r.bound:
+		c := p.of(boundSet, &r.addr)
+		c.additions = append(c.additions, mapping{addr: r.addr})
+	case r.bound && !bind && (!r.gone || r.unbind): // else connections may be left
+		c := p.of(boundSet, &r.addr)
+		c.removals = append(c.removals, mapping{addr: r.addr})
+	}
 }
 
 // lookBehind finds out what the kernel has of an address.
 func (w *writer) lookBehind(r *remap, careful bool) (err error) {
 	b, known := w.mapped.inForce[r.addr]
 	if !careful && (known && b.trust == w.mapped.trust || !known && !w.mapped.strange && !r.gone) {
-		r.real, r.present = b.real, known
+		r.real, r.present, r.bound = b.real, known, b.bound || w.mapped.fading[r.addr]
 		if known && b.route != noRoute {
 			r.of = append(r.one[:0], b.route)
 		}
@@ -339,6 +373,9 @@ func (w *writer) lookBehind(r *remap, careful bool) (err error) {
 		return nil // nothing stands there
 	}
 	if r.real, r.present, err = w.standsBehind(&r.addr); err != nil {
+		return err
+	}
+	if r.bound, err = w.isBound(&r.addr); err != nil {
 		return err
 	}
 	a := netip.AddrFrom16(r.addr).Unmap()
@@ -374,8 +411,11 @@ func (w *writer) sendMappings(typ, flags uint16) {
 
 // mapSet is the name of the map, or of a route's set.
 func (w *writer) mapSet(route uint16, ipv4 bool) string {
-	if route == noRoute {
+	switch route {
+	case noRoute:
 		return mappedName(ipv4, w.rules.Book)
+	case boundSet:
+		return forVersion(setBound, ipv4)
 	}
 	return routeName(w.mapped.routes[route], ipv4, w.rules.Book)
 }
@@ -383,9 +423,12 @@ func (w *writer) mapSet(route uint16, ipv4 bool) string {
 // mapsStand enters what the transaction has put in force.
 func (w *writer) mapsStand() {
 	for i := range w.remaps.remaps {
-		if r := &w.remaps.remaps[i]; r.gone {
-			w.mapped.remove(r.addr)
-		} else {
+		switch r := &w.remaps.remaps[i]; {
+		case r.unbind:
+			delete(w.mapped.fading, r.addr)
+		case r.gone:
+			w.mapped.remove(r.addr, r.bound)
+		default:
 			w.mapped.enter(r.addr, r.want)
 		}
 	}

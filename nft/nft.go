@@ -49,14 +49,15 @@ type request struct {
 	mappings []backend.Mapping
 	unmap    []netip.Addr
 
-	again []expiry.Ended[backend.Key] // grants to be restored, instead
-	lost  []ip                        // mappings to be restored
+	again  []expiry.Ended[backend.Key] // grants to be restored, instead
+	lost   []ip                        // mappings to be restored
+	unbind []ip                        // addresses that no connection is left of
 
 	late time.Time  // nobody waits any longer; never, where it is zero
 	done chan error // holds one; nil where nobody waits
 }
 
-func (r *request) size() int { return len(r.grants) + len(r.mappings) + len(r.unmap) }
+func (r *request) size() int { return len(r.grants) + len(r.mappings) + len(r.unmap) + len(r.unbind) }
 
 // settle tells the result to whoever waits. Only the first one counts.
 func (r *request) settle(err error) {

@@ -79,7 +79,7 @@ func readTable(name string) (present, error) {
 	}
 	for _, s := range sets {
 		p.sets[s.Name] = s
-		if s.HasTimeout || s.Anonymous || s.IsMap || strings.HasPrefix(s.Name, setRoute) {
+		if s.HasTimeout || s.Anonymous || s.IsMap || strings.HasPrefix(s.Name, setRoute) || strings.HasPrefix(s.Name, setBound) {
 			continue // they change by themselves, or never, or there may be very many
 		}
 		elements, err := c.GetSetElements(s)

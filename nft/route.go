@@ -19,7 +19,7 @@ import (
 //	prerouting, output  -105  translate-*   to the real address
 //	forward, output        0  guarded       leaves by its route, or is refused
 //	input                  0  own-address   never arrives here
-//	postrouting            0  leaving       what this machine sends, by no other interface
+//	postrouting            0  leaving       what this machine sends leaves by its route
 //	postrouting           90  egress        with the route's source address
 //
 // Translation comes a little before that of others, who could send it elsewhere.
@@ -30,10 +30,12 @@ const (
 	chainOwn       = "own-address"
 	chainLeaving   = "leaving"
 	chainEgress    = "egress"
+	chainBound     = "bound"
 	chainAtOnce    = "refuse-at-once"
 
 	setMapped = "mapped"
 	setRoute  = "route-"
+	setBound  = "bound"
 )
 
 // A path is a way that packets take past routes: those that are forwarded, or those that
@@ -74,6 +76,12 @@ func mappings(r *backend.Rules) (sets []set) {
 		sets = append(sets, set{
 			name: mappedName(ipv4, r.Book), comment: "what real address stands behind a mapped one",
 			key: selector{destination(ipv4)}, data: destination(ipv4).key, kept: true,
+		})
+	}
+	for _, ipv4 := range versions {
+		sets = append(sets, set{
+			name: forVersion(setBound, ipv4), comment: "mapped addresses of routes with a way out or a mark: live connections take no other way",
+			key: selector{destination(ipv4)}, kept: true,
 		})
 	}
 	for i := range r.Routes {
@@ -166,12 +174,7 @@ func (p *path) translate() chain {
 func (p *path) pass(u resolvers) chain {
 	c := chain{name: p.name("pass")}
 	if p.forward {
-		c.rules = eachVersion(p.rules.Routes, func(r *backend.Route, ipv4 bool) []rule {
-			if r.Out == "" {
-				return nil
-			}
-			return []rule{{"leaves by no other interface", []match{originally(ipv4).in(routeName(r.Name, ipv4, p.rules.Book)), notOut(r.Out)}, rejectNoHost}}
-		})
+		c.rules = isBound(chainBound)
 	}
 	c.rules = slices.Concat(c.rules, livesOn(), u.shut())
 	if !p.forward { // where it is about to go, no packet on its way out tells any more
@@ -183,6 +186,32 @@ func (p *path) pass(u resolvers) chain {
 	})...)
 	c.rules = append(c.rules, refuseAtOnce("its route is not there any more")...)
 	return c
+}
+
+// isBound sends packets that must not leave but by their route to the chain for that.
+func isBound(to string, conditions ...match) (rules []rule) {
+	for _, ipv4 := range versions {
+		rules = append(rules, rule{"leaves by its route only", append(slices.Clip(conditions), originally(ipv4).in(forVersion(setBound, ipv4))), jump(to)})
+	}
+	return rules
+}
+
+// bound is the chain for those. Where a route has gone, or an address has none for the moment,
+// packets of live connections wait, and leave no other way.
+func bound(name string, r *backend.Rules, otherwise verdict) chain {
+	return chain{name, nil, append(eachVersion(r.Routes, func(route *backend.Route, ipv4 bool) []rule {
+		of := originally(ipv4).in(routeName(route.Name, ipv4, r.Book))
+		switch {
+		case route.Out != "":
+			return []rule{
+				{"leaves by its route", []match{of, out(route.Out)}, goBack},
+				{"leaves by no other interface", []match{of}, otherwise},
+			}
+		case route.Mark != 0:
+			return []rule{{"leaves by its route", []match{of}, goBack}}
+		}
+		return nil
+	}), rule{"its route is not there any more", []match{liveConnection}, drop})}
 }
 
 // translated sends what has been translated to the chain for that.
@@ -238,19 +267,16 @@ func routeChains(r *backend.Rules) (first, last []chain) {
 		}
 		return []rule{{"leaves as its route says", []match{hasDNAT, originally(ipv4).in(routeName(route.Name, ipv4, r.Book))}, v}}
 	})}
-	last = []chain{own, egress}
-	if !r.Local {
-		return []chain{atOnce}, last
+	first, last = []chain{atOnce}, []chain{own, egress}
+	if r.Gateway {
+		first = append(first, bound(chainBound, r, rejectNoHost))
 	}
-	if leaving := eachVersion(r.Routes, func(route *backend.Route, ipv4 bool) []rule {
-		if route.Out == "" {
-			return nil
-		}
-		return []rule{{"leaves by no other interface", []match{hasDNAT, ctOriginal, originally(ipv4).in(routeName(route.Name, ipv4, r.Book)), notOut(route.Out)}, drop}}
-	}); len(leaving) > 0 {
-		last = append(last, chain{chainLeaving, &leavingBase, leaving})
+	if r.Local { // before, no packet on its way out tells which that is
+		name := chainBound + "-" + chainLeaving
+		first = append(first, bound(name, r, drop))
+		last = append(last, chain{chainLeaving, &leavingBase, isBound(name, hasDNAT, ctOriginal)})
 	}
-	return []chain{atOnce}, last
+	return first, last
 }
 
 func refuseAtOnce(comment string, conditions ...match) []rule {

@@ -1,8 +1,10 @@
 package nft
 
 import (
+	"errors"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -170,5 +172,114 @@ func (n *network) counts(ifname string) func() int {
 		time.Sleep(50 * time.Millisecond)
 		s.Close()
 		return <-found
+	}
+}
+
+// What leaves by a tunnel leaves by nothing else, whatever becomes of its address or its
+// route, and whoever runs: packets of live connections wait, and go on when there is a route
+// again.
+func TestRoutedBound(t *testing.T) {
+	for _, path := range []string{"forwarded", "local"} {
+		t.Run(path, func(t *testing.T) {
+			n := routedNetwork(t)
+			r := outRules(t)
+			n.guard(r)
+			defer n.dump()
+			n.uplink(77)
+			s := n.senders()[path]
+			n.openMapped(1, s.holder)
+			sniffed := n.counts("wan")
+			without := r
+			without.Routes = r.Routes[:4]
+			bound := func() int {
+				t.Helper()
+				return strings.Count(nft(t, "list", "set", "inet", r.Table, "bound4")+nft(t, "list", "set", "inet", r.Table, "bound6"), "elements")
+			}
+			for _, route := range []string{"tun", "mark"} {
+				n.mapTo(route, 1, 1)
+				live := n.dialsBoth(s, toMapped(1, 443)...)
+				n.keepsSending(s, toMapped(1, 443)...)
+				n.unmap(1)
+				n.talks(false, live...)
+				n.connections(nil)
+				n.talks(false, live...)
+				n.mapTo(route, 1, 1)
+				n.comesBack(live...)
+
+				n.reopen(without) // its route goes
+				n.talks(false, live...)
+				n.refused(s, toMapped(1, whoPort)...)
+				n.reopen(r)
+				n.talks(false, live...)
+				n.mapTo(route, 1, 1)
+				n.comesBack(live...)
+
+				if err := n.Close(backend.Keep); err != nil {
+					t.Fatal(err)
+				}
+				n.guard(without) // and the next process has never heard of it
+				n.talks(false, live...)
+				n.reopen(r)
+				n.mapTo(route, 1, 1)
+				n.comesBack(live...)
+
+				n.unmap(1)
+				if bound() != 2 {
+					t.Error("it is bound no more")
+				}
+				n.connections(nil)
+				if bound() != 2 {
+					t.Error("it is bound no more, and there are connections")
+				}
+				n.connections(func(netip.Addr, netip.Addr) bool { return true })
+				if bound() != 0 {
+					t.Error("it is bound for ever")
+				}
+			}
+			if leaked := sniffed(); leaked > 0 {
+				t.Errorf("%d packets have left by the other interface", leaked)
+			}
+			// What moves to another route lives on, by its way.
+			n.mapTo("masked", 1, 1)
+			if bound() != 0 {
+				t.Error("it is bound")
+			}
+			n.seen(s, 1, 1, from4, from6)
+		})
+	}
+}
+
+// keepsSending sends packets of live connections from now on, as fast as it can.
+func (n *network) keepsSending(from speaker, addrs ...string) {
+	for _, c := range n.dials(from, "udp", addrs...) {
+		go func() {
+			for n.Context().Err() == nil {
+				if _, err := c.Write([]byte("x")); errors.Is(err, net.ErrClosed) {
+					return
+				}
+				time.Sleep(100 * time.Microsecond)
+			}
+		}()
+	}
+}
+
+func (n *network) reopen(r backend.Rules) {
+	n.Helper()
+	if err := n.Open(r); err != nil {
+		n.Fatal(err)
+	}
+}
+
+// comesBack waits until connections go on.
+func (n *network) comesBack(conns ...net.Conn) {
+	n.Helper()
+	for _, c := range conns {
+		backendtest.Eventually(n.T, "a connection goes on", func() bool { return echoSoon(c) == nil })
+		for { // answers that nobody has waited for
+			_ = c.SetDeadline(time.Now().Add(100 * time.Millisecond))
+			if _, err := c.Read(make([]byte, 100)); err != nil {
+				break
+			}
+		}
 	}
 }

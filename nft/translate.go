@@ -147,13 +147,11 @@ func maskOf(p netip.Prefix) []byte {
 	return bits
 }
 
-// notOut is the condition that a packet leaves by another interface than this one.
-func notOut(name string) match {
+// out is the condition that a packet leaves by this interface.
+func out(name string) match {
 	padded := make([]byte, unix.IFNAMSIZ)
 	copy(padded, name)
-	return match{text: fmt.Sprintf("oifname != %q", name), exprs: []expr.Any{
-		load(expr.MetaKeyOIFNAME), compare(expr.CmpOpNeq, padded...),
-	}}
+	return match{text: fmt.Sprintf("oifname %q", name), exprs: []expr.Any{load(expr.MetaKeyOIFNAME), is(padded...)}}
 }
 
 func setMark(mark uint32) match {

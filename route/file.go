@@ -128,21 +128,3 @@ func syncDir(dir string) error {
 	defer d.Close()
 	return d.Sync()
 }
-
-// whole returns an error if the file is no book, or not all of one. A look at what is
-// missing at its end would be a fault of memory.
-func whole(tx *bolt.Tx) error {
-	info, err := os.Stat(tx.DB().Path())
-	if err != nil {
-		return err
-	}
-	if tx.Size() > info.Size() {
-		return fmt.Errorf("%d bytes are missing at its end", tx.Size()-info.Size())
-	}
-	for _, bucket := range [][]byte{bucketBook, bucketAddrs, bucketUse} {
-		if tx.Bucket(bucket) == nil {
-			return fmt.Errorf("it has no %q", bucket)
-		}
-	}
-	return nil
-}

@@ -142,7 +142,7 @@ func TestDamagedFiles(t *testing.T) {
 	}
 	random := rand.New(rand.NewPCG(1, 2))
 	opened, refused := 0, 0
-	for range 2000 {
+	for range 500 {
 		file := bytes.Clone(whole)
 		switch random.IntN(4) {
 		case 0: // bits

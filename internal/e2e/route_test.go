@@ -263,7 +263,7 @@ func TestMappedAddressesStay(t *testing.T) {
 			w.must(c.Signal(syscall.SIGTERM))
 			_ = w.exits(c)
 			check("after a stop")
-			c = w.start(file)
+			w.start(file)
 			again("after a start")
 			fresh := w.mappedTo(p, "one", p.addr4(2))
 			for _, h := range all {
