@@ -159,22 +159,27 @@ func (b *Book) giveBack(ctx context.Context, until int32, old map[*entry]int32) 
 
 // bury takes an entry out of the book, unless it has been answered again.
 func (b *Book) bury(e *entry, until int32) {
-	if !e.tryTake() {
-		return
+	if e.tryTake() {
+		b.buryTaken(e, until)
+		e.release()
 	}
+}
+
+// buryTaken is bury for who has its turn.
+func (b *Book) buryTaken(e *entry, until int32) {
 	s := b.shard([]byte(e.key))
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	e.mu.Lock()
-	if e.used <= until {
-		e.dead = true
-		delete(s.entries, e.key)
-		b.mu.Lock()
-		b.leaveLocked(e, e.slots)
-		b.mu.Unlock()
+	defer e.mu.Unlock()
+	if e.used > until {
+		return
 	}
-	e.mu.Unlock()
-	s.mu.Unlock()
-	e.release()
+	e.dead = true
+	delete(s.entries, e.key)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.leaveLocked(e, e.slots)
 }
 
 // unmap ends the translation of addresses that rest, and what is connected to them.

@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -338,39 +338,69 @@ func TestForeignFlushOfMappings(t *testing.T) {
 	}
 }
 
-// Somebody deletes the state: names get other addresses perhaps, and nobody gets to
-// another name's server, not even who is connected.
-func TestLostStateDeliversToNobodyElse(t *testing.T) {
+// The state is lost, or another one takes its place: names get other addresses perhaps,
+// and nobody gets to another name's server. Who is connected is cut off, and who may still
+// connect by what he was told before does not connect to somebody else.
+func TestOtherStateDeliversToNobodyElse(t *testing.T) {
 	t.Parallel()
-	m := newMappedWorld(t)
-	reals := map[string]string{}
-	var names []string
-	for n := range 6 {
-		name := fmt.Sprintf("n%d.shop.test.", n)
-		names = append(names, name)
-		reals[name] = fmt.Sprintf("198.18.52.%d", n+1)
-		m.atlas.addrs(name, 60, reals[name])
-	}
-	file := m.corefile("nft-gateway", m.routedTo("shop.test"))
-	c := m.start(file)
-	flows := map[string]flow{}
-	for _, name := range names {
-		flows[name] = m.flow(m.client, m.mapped(m.client, gateway4, name, true)[0], reals[name])
-	}
-	m.must(c.Stop())
-	m.shell(m.guard, "rm "+m.stateDir()+"/*")
-	m.start(file)
-	for i := range names {
-		name := names[len(names)-1-i] // in another order
-		addr := m.mapped(m.client, gateway4, name, true)[0]
-		m.wantSight(m.client, addr, reals[name], routeEgress4)
-	}
-	for name, f := range flows {
-		if err := echo(f); err == nil && f.real != reals[name] {
-			t.Errorf("the connection of %s goes to %s", name, f.real)
-		} else if err != nil && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) && !isTimeout(err) {
-			t.Errorf("the connection of %s: %v", name, err)
-		}
+	for _, how := range []string{"deleted", "another by a restart", "another by a reload", "and back"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			m := newMappedWorld(t)
+			neighbour, _ := m.moreClients()
+			reals := map[string]string{}
+			var names []string
+			for n := range 6 {
+				name := fmt.Sprintf("n%d.shop.test.", n)
+				names = append(names, name)
+				reals[name] = fmt.Sprintf("198.18.52.%d", n+1)
+				m.atlas.addrs(name, 60, reals[name])
+			}
+			first := m.corefile("nft-gateway", m.routedTo("shop.test"))
+			other := m.corefile("nft-gateway", m.routedTo("shop.test", "state "+filepath.Join(t.TempDir(), "other.db")))
+			file := first
+			c := m.start(file)
+			if how == "and back" { // to what has names for the addresses
+				for i := range names {
+					m.mapped(neighbour, neighbourGateway4, names[len(names)-1-i], true)
+				}
+				m.mustReload(c, other)
+			}
+			flows, told := map[string]flow{}, map[string]string{}
+			for _, name := range names[:3] {
+				told[name] = m.mapped(m.client, gateway4, name, true)[0]
+				flows[name] = m.flow(m.client, told[name], reals[name])
+			}
+			switch how {
+			case "deleted":
+				m.must(c.Stop())
+				m.shell(m.guard, "rm "+m.stateDir()+"/*")
+				m.start(first)
+			case "another by a restart":
+				m.must(c.Stop())
+				m.start(other)
+			case "another by a reload":
+				m.mustReload(c, other)
+			default:
+				m.mustReload(c, first)
+			}
+			for i := range names {
+				name := names[len(names)-1-i] // in another order
+				addr := m.mapped(neighbour, neighbourGateway4, name, true)[0]
+				m.wantSight(neighbour, addr, reals[name], routeEgress4)
+			}
+			for name, addr := range told {
+				if s, conn, err := m.look(m.client, addr); err == nil {
+					conn.Close()
+					if s.real != reals[name] {
+						t.Errorf("%s, where the client was told that %s is, leads to %s instead of %s", addr, name, s.real, reals[name])
+					}
+				}
+				if ended(flows[name]) == nil {
+					t.Errorf("the connection with %s of before goes on, by an address that is perhaps another's", name)
+				}
+			}
+		})
 	}
 }
 
