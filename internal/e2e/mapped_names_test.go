@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"net/netip"
@@ -30,6 +31,18 @@ func TestTenThousandNamesStayApart(t *testing.T) {
 	}
 	c := m.start(file)
 
+	arrives := func(n int, addr string) {
+		t.Helper()
+		s, conn, err := m.look(m.client, addr)
+		if err != nil {
+			t.Errorf("%s: %s: %v", name(n), addr, err)
+			return
+		}
+		conn.Close()
+		if want := (sight{real(n), routeEgress4}); s != want {
+			t.Errorf("%s: %s: the server sees %v, want %v", name(n), addr, s, want)
+		}
+	}
 	ask := func(every int) []string {
 		all := make([]string, names)
 		var next atomic.Int64
@@ -54,6 +67,7 @@ func TestTenThousandNamesStayApart(t *testing.T) {
 						t.Errorf("%s: %v", name(n), answer)
 					} else {
 						all[n] = got[0]
+						arrives(n, got[0]) // at once
 					}
 				}
 			})
@@ -63,7 +77,7 @@ func TestTenThousandNamesStayApart(t *testing.T) {
 	}
 	began := time.Now()
 	mapped := ask(1)
-	t.Logf("%d new names took %v", names, time.Since(began).Round(time.Millisecond))
+	t.Logf("%d new names, and a connection to each, took %v", names, time.Since(began).Round(time.Millisecond))
 	if t.Failed() {
 		return
 	}
@@ -88,21 +102,13 @@ func TestTenThousandNamesStayApart(t *testing.T) {
 					if n >= names {
 						return
 					}
-					s, conn, err := m.look(m.client, mapped[n])
-					if err != nil {
-						t.Errorf("%s: %s: %v", name(n), mapped[n], err)
-						return
-					}
-					conn.Close()
-					if want := (sight{real(n), routeEgress4}); s != want {
-						t.Errorf("%s: the server sees %v, want %v", name(n), s, want)
-					}
+					arrives(n, mapped[n])
 				}
 			})
 		}
 		wg.Wait()
 	}
-	visit(1)
+	visit(10)
 
 	m.kill(c)
 	visit(50) // nobody is there, and nothing is lost
@@ -210,6 +216,58 @@ func TestRoutedNamesWithoutAddress(t *testing.T) {
 		answer := m.question(m.client, gateway4, tt.name, tt.qtype)
 		if answer.Rcode != tt.rcode || len(answer.Answer) != tt.answers {
 			t.Errorf("%s %s: want %s with %d records, got\n%v", tt.name, tt.qtype, dns.RcodeToString[tt.rcode], tt.answers, answer)
+		}
+	}
+}
+
+// What a route carries by one IP version only has addresses of that version only; answers
+// last as long as the route lets them.
+func TestFamilyAndTTLOfARoute(t *testing.T) {
+	t.Parallel()
+	m := newMappedWorld(t)
+	m.start(m.corefile("nft-gateway", m.route("**.shop.test", "egress "+routeEgress4, "ttl 5s 30s"), m.route("**.bank.test", "family ipv6")))
+	const real4, real6 = "198.18.82.1", "2001:db8:18:82::1"
+	for _, tt := range []struct {
+		name, qtype string
+		ttl, want   int
+		given       bool
+	}{
+		{"short.shop.test.", "A", 0, 5, true},
+		{"fits.shop.test.", "A", 20, 20, true},
+		{"long.shop.test.", "A", 86400, 30, true},
+		{"long.shop.test.", "AAAA", 86400, 0, false},
+		{"long.bank.test.", "A", 86400, 0, false},
+		{"long.bank.test.", "AAAA", 86400, 60, true},
+	} {
+		m.atlas.addrs(tt.name, tt.ttl, real4, real6)
+		answer := m.question(m.client, gateway4, tt.name, tt.qtype)
+		all := addresses(answer)
+		if answer.Rcode != dns.RcodeSuccess || len(all) > 0 != tt.given || tt.given && answer.Answer[0].Header().Ttl != uint32(tt.want) {
+			t.Errorf("%s %s with TTL %d: want addresses: %v, with TTL %d; got\n%v", tt.name, tt.qtype, tt.ttl, tt.given, tt.want, answer)
+		}
+	}
+	m.wantShut(m.client, real4)
+	m.wantShut(m.client, real6)
+}
+
+// Packets that are cut on their way get through, both ways.
+func TestLargeDatagramsThroughRoutes(t *testing.T) {
+	t.Parallel()
+	m := newMappedWorld(t)
+	m.start(m.corefile("nft-both", m.routedTo("shop.test")))
+	m.atlas.addrs("www.shop.test.", 60, "198.18.83.1", "2001:db8:18:83::1")
+	for _, p := range []party{m.self(), m.behind()} {
+		for _, ipv4 := range []bool{true, false} {
+			conn, err := m.dial(p.Host, "udp", m.mapped(p.Host, p.resolver4, "www.shop.test.", ipv4)[0])
+			m.must(err)
+			defer conn.Close()
+			sent, got := bytes.Repeat([]byte("0123456789abcdef"), 500), make([]byte, 10000)
+			_, err = conn.Write(sent)
+			m.must(err)
+			_ = conn.SetDeadline(time.Now().Add(3 * time.Second))
+			if n, err := conn.Read(got); err != nil || !bytes.Equal(got[:n], sent) {
+				t.Errorf("%s: IPv4 %v: %d bytes of %d have come back: %v", p.Name(), ipv4, n, len(sent), err)
+			}
 		}
 	}
 }
