@@ -19,7 +19,7 @@ import (
 
 // at is a client with an address.
 func (r *rig) at(addr string) *client {
-	return &client{Recorder: dnstest.NewRecorder(&test.ResponseWriter{RemoteIP: addr}), rig: r}
+	return &client{Recorder: dnstest.NewRecorder(&test.ResponseWriter{RemoteIP: addr}), rig: r, by: r.policy}
 }
 
 // ask asks a question that the chain answers with these lines, and returns the answer as

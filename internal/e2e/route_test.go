@@ -186,7 +186,23 @@ func TestRoutedNamesWithoutEgress(t *testing.T) {
 	})
 }
 
-// A mapped address is open to who has asked, and to nobody else.
+// nameAt asks for the name of a mapped address; it is empty if there is none.
+func (w *world) nameAt(p party, addr string) string {
+	w.Helper()
+	name, err := dns.ReverseAddr(addr)
+	w.must(err)
+	m, err := w.ask(p.Host, p.resolver(addr), name, dns.TypePTR)
+	w.must(err)
+	if len(m.Answer) != 1 {
+		if m.Rcode != dns.RcodeNameError {
+			w.Errorf("the name of %s: %v", addr, m)
+		}
+		return ""
+	}
+	return m.Answer[0].(*dns.PTR).Ptr
+}
+
+// A mapped address is open to who has asked, and to nobody else; and so is its name.
 func TestMappedAddressesAreGuarded(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -198,10 +214,18 @@ func TestMappedAddressesAreGuarded(t *testing.T) {
 		if err := w.connect(behind.Host, "tcp", addr); err == nil {
 			t.Errorf("%s is open to a client that has not asked", addr)
 		}
+		if name := w.nameAt(behind, addr); name != "" {
+			t.Errorf("a client that has not asked is told that %s is %s", addr, name)
+		}
 		if again := w.mappedTo(behind, "one", real); again != addr {
 			t.Errorf("one name has %s and %s", addr, again)
 		}
 		w.wantOpen(behind.Host, "tcp", addr)
+		for _, p := range []party{self, behind} {
+			if name, want := w.nameAt(p, addr), inZone("one", 3600, real); name != want {
+				t.Errorf("%s: %s is %q, want %s", p.Name(), addr, name, want)
+			}
+		}
 	}
 }
 
