@@ -111,7 +111,7 @@ func bookID(routes []*namedRoute) string {
 func (g *guard) endStrangers(routes []*namedRoute) error {
 	var pools []netip.Prefix
 	for _, r := range routes {
-		if r.book.Fresh() || len(g.served) > 0 && !g.served[r.state] {
+		if g.strange(r) {
 			pools = append(pools, r.pools...)
 		}
 	}
@@ -132,10 +132,41 @@ func (g *guard) endStrangers(routes []*namedRoute) error {
 	if ended > 0 {
 		log.Warningf("%d connections to mapped addresses have been ended: it is not known any more whose addresses they were", ended)
 	}
+	if err := g.shunStrangers(routes); err != nil {
+		return err
+	}
 	for _, r := range routes {
 		if err := r.book.Settled(); err != nil {
 			return fmt.Errorf("%s: %w", r.state, err)
 		}
+	}
+	return nil
+}
+
+// strange reports whether the book of a route does not know what has been said of its
+// addresses.
+func (g *guard) strange(r *namedRoute) bool {
+	return r.book.Fresh() || len(g.served) > 0 && !g.served[r.state]
+}
+
+// shunStrangers keeps such a book from giving out addresses to which somebody may connect
+// because of what was said by another one: he would get to another name's server.
+func (g *guard) shunStrangers(routes []*namedRoute) error {
+	open := make(map[*book][]netip.Addr)
+	err := g.router.Granted(context.Background(), func(mapped netip.Addr) {
+		for _, r := range routes {
+			if g.strange(r) && contains(r.pools, mapped) {
+				open[r.book] = append(open[r.book], mapped)
+				return
+			}
+		}
+	})
+	for b, addrs := range open {
+		err = errors.Join(err, b.Shun(context.Background(), addrs))
+		log.Warningf("%d mapped addresses are not given out before what opens them to somebody has run out: it is not known any more whose they were", len(addrs))
+	}
+	if err != nil {
+		return fmt.Errorf("mapped addresses that are open to somebody, and that %s does not know of, cannot be told: %w", routes[0].state, err)
 	}
 	return nil
 }

@@ -38,6 +38,8 @@ func (f benchFirewall) Connections(context.Context, func(mapped, real netip.Addr
 	return nil
 }
 
+func (f benchFirewall) Granted(context.Context, func(netip.Addr)) error { return nil }
+
 var _ backend.Router = benchFirewall{}
 
 // benchRouted is an armed guard whose block has a route, and the block's policy.

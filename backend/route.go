@@ -119,6 +119,11 @@ type Router interface {
 	// those for which each says so.
 	Connections(ctx context.Context, each func(mapped, real netip.Addr) (end bool)) error
 
+	// Granted visits the mapped addresses to which somebody may connect: by a grant that
+	// lives, or because they linger. Until nobody may they belong to their names: whoever
+	// remembers one would be let through to the next name's server.
+	Granted(ctx context.Context, each func(mapped netip.Addr)) error
+
 	// Epoch rises whenever mappings may have been lost: one that was put in force at an
 	// earlier epoch has to be asked for again. It is to be read before Map is called,
 	// and costs next to nothing.

@@ -126,7 +126,11 @@ func (p *path) judge(o opening) chain {
 	if p.forward && p.rules.Capture != 0 {
 		captured = []rule{{"plain DNS of clients: captured", []match{tcpOrUDP, plainDNSPort}, accept}}
 	}
-	return chain{o.chain, nil, slices.Concat(marks, alive(o.live(), o.known()), noSourceRoutes(), captured, noMiddle(), o.rules(), refuseAtOnce("no DNS answer has opened this address"))}
+	var resolvers []rule
+	if !o.dns { // nobody is to wait for what leads nowhere: these as well are refused at once
+		o.dns, resolvers = true, refuseAtOnce("no DNS answer opens another resolver", tcpOrUDP, dnsPorts)
+	}
+	return chain{o.chain, nil, slices.Concat(marks, alive(o.live(), o.known()), noSourceRoutes(), captured, noMiddle(), resolvers, o.rules(), refuseAtOnce("no DNS answer has opened this address"))}
 }
 
 // noMiddle refuses what is of no connection that is known: one has been ended. It was with

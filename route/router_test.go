@@ -22,6 +22,7 @@ type router struct {
 	blocked *blocked
 	mapped  map[netip.Addr]backend.Mapping
 	live    map[[2]netip.Addr]bool // connections: mapped, real
+	granted map[netip.Addr]bool    // to somebody
 }
 
 func newRouter() *router {
@@ -83,6 +84,15 @@ func (r *router) Connections(_ context.Context, each func(mapped, real netip.Add
 		if each(c[0], c[1]) {
 			delete(r.live, c)
 		}
+	}
+	return nil
+}
+
+func (r *router) Granted(_ context.Context, each func(mapped netip.Addr)) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for a := range r.granted {
+		each(a)
 	}
 	return nil
 }

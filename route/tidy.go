@@ -25,9 +25,10 @@ const (
 	perUnmap   = 1000
 )
 
-// Tidy takes their addresses from names that have not been asked for in so long and to
-// which nothing is connected. What connects to such an address nevertheless, while it is
-// being taken, is ended. A later call, after a minute at least, that finds nothing
+// Tidy takes their addresses from names that have not been asked for in so long, to which
+// nothing is connected and nobody may connect any more: who has remembered one would be let
+// through to the next name's server. What connects to such an address nevertheless, while
+// it is being taken, is ended. A later call, after a minute at least, that finds nothing
 // connected makes the address free for another name. It is to be called every few minutes.
 //
 // It returns how many addresses have become free.
@@ -74,10 +75,20 @@ func (b *Book) unused(now, long int32) map[*entry]int32 {
 	return old
 }
 
-// look takes those from old to which something is connected, and ends what is connected to
-// resting addresses, which it returns.
+// look takes those from old to which something is connected, or may connect, and ends what
+// is connected to resting addresses. It returns those of them of which one was so.
 func (b *Book) look(ctx context.Context, old map[*entry]int32) (busy map[ip]struct{}, err error) {
 	busy = make(map[ip]struct{})
+	err = b.router.Granted(ctx, func(mapped netip.Addr) {
+		e := b.pages[version(mapped.Unmap())].get(mapped.As16())
+		if e == isResting {
+			busy[mapped.As16()] = struct{}{}
+		}
+		delete(old, e)
+	})
+	if err != nil {
+		return nil, err
+	}
 	err = b.router.Connections(ctx, func(mapped, _ netip.Addr) bool {
 		e := b.pages[version(mapped.Unmap())].get(mapped.As16())
 		if e == isResting {
@@ -148,22 +159,27 @@ func (b *Book) giveBack(ctx context.Context, until int32, old map[*entry]int32) 
 
 // bury takes an entry out of the book, unless it has been answered again.
 func (b *Book) bury(e *entry, until int32) {
-	if !e.tryTake() {
-		return
+	if e.tryTake() {
+		b.buryTaken(e, until)
+		e.release()
 	}
+}
+
+// buryTaken is bury for who has its turn.
+func (b *Book) buryTaken(e *entry, until int32) {
 	s := b.shard([]byte(e.key))
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	e.mu.Lock()
-	if e.used <= until {
-		e.dead = true
-		delete(s.entries, e.key)
-		b.mu.Lock()
-		b.leaveLocked(e, e.slots)
-		b.mu.Unlock()
+	defer e.mu.Unlock()
+	if e.used > until {
+		return
 	}
-	e.mu.Unlock()
-	s.mu.Unlock()
-	e.release()
+	e.dead = true
+	delete(s.entries, e.key)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.leaveLocked(e, e.slots)
 }
 
 // unmap ends the translation of addresses that rest, and what is connected to them.

@@ -86,6 +86,19 @@ func TestTidy(t *testing.T) {
 			clear(d.live)
 			d.tidied(0, "")
 		}},
+		{"a grant keeps the name, and what rests", func(d *desk) {
+			d.granted = map[netip.Addr]bool{netip.MustParseAddr("10.0.0.2"): true}
+			d.after(10 * long)
+			d.tidied(0, a)
+			granted := d.granted
+			d.granted = nil
+			d.tidied(0, "")
+			d.granted = granted
+			d.after(time.Minute)
+			d.tidied(1, "")
+			d.granted = nil
+			d.tidied(1, "")
+		}},
 		{"what connects in the last moment is ended", func(d *desk) {
 			d.after(long)
 			d.router.onUnmap = func() { d.connectLocked("10.0.0.2") }

@@ -21,6 +21,7 @@ var routeClauses = []clause{
 	{"mappings and grants of many at once", (*contract).concurrentMaps},
 	{"open again keeps the mappings", (*contract).openAgainKeepsMappings},
 	{"mappings end with their route, and with their book", (*contract).forgottenMappings},
+	{"who may connect to mapped addresses", (*contract).granted},
 	{"nothing is mapped after close", (*contract).mapAfterClose},
 }
 
@@ -316,6 +317,28 @@ func (c *contract) forgottenMappings() {
 	c.haveMapped(10, two)
 }
 
+func (c *contract) granted() {
+	c.open(RoutedRules())
+	mappings := Mappings("r-one", 0, 20, 0)
+	c.maps(mappings)
+	c.grant(in(time.Hour), append(mappedOf(mappings[:10]), Addrs(100, 5)...)...)
+	left := map[netip.Addr]bool{}
+	for _, a := range mappedOf(mappings[:10]) {
+		left[a] = true
+	}
+	if err := c.Granted(c.Context(), func(mapped netip.Addr) {
+		if !left[mapped] {
+			c.Errorf("%v: not granted, not mapped, or twice", mapped)
+		}
+		delete(left, mapped)
+	}); err != nil {
+		c.Error(err)
+	}
+	if len(left) > 0 {
+		c.Errorf("granted as well: %v", left)
+	}
+}
+
 func (c *contract) mapAfterClose() {
 	c.open(RoutedRules())
 	c.maps(Mappings("r-one", 0, 10, 0))
@@ -325,6 +348,7 @@ func (c *contract) mapAfterClose() {
 	for method, err := range map[string]error{
 		"Map": c.Map(c.Context(), Mappings("r-one", 0, 1, 0), time.Minute), "Unmap": c.Unmap(context.Background(), nil),
 		"Connections": c.Connections(c.Context(), func(netip.Addr, netip.Addr) bool { return false }),
+		"Granted":     c.Granted(c.Context(), func(netip.Addr) {}),
 	} {
 		if !errors.Is(err, backend.ErrClosed) {
 			c.Errorf("%s after Close: %v, want ErrClosed", method, err)

@@ -135,6 +135,26 @@ func (b *Backend) Connections(ctx context.Context, each func(mapped, real netip.
 	return nil
 }
 
+// Granted implements [backend.Router]. Nothing lingers here.
+func (b *Backend) Granted(ctx context.Context, each func(mapped netip.Addr)) error {
+	b.mu.Lock()
+	err := b.unableLocked()
+	var all []netip.Addr
+	if err == nil {
+		b.expireLocked()
+		for k := range b.kernel {
+			if b.rules.Pooled(k.Addr()) {
+				all = append(all, k.Addr())
+			}
+		}
+	}
+	b.mu.Unlock()
+	for _, a := range all { // without the lock: each may call
+		each(a)
+	}
+	return err
+}
+
 // Epoch implements [backend.Router].
 func (b *Backend) Epoch() uint64 { return b.epoch.Load() }
 

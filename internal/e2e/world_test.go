@@ -25,6 +25,13 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if ifname := os.Getenv(wireguardEnv); ifname != "" {
+		if err := beWireGuard(ifname); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	netlab.Main(func() int {
 		defer func() { _ = os.RemoveAll(buildDir) }()
 		return m.Run()
@@ -193,19 +200,25 @@ func (w *world) stateDir() string {
 
 func (w *world) launchAs(as netlab.As, corefile string) *coredns {
 	w.Helper()
+	return w.runAs(as, w.guard, corefile)
+}
+
+// runAs runs the binary on a host, with more in its environment, and does not wait.
+func (w *world) runAs(as netlab.As, host *netlab.Host, corefile string, env ...string) *coredns {
+	w.Helper()
 	dir := w.TempDir()
 	path := filepath.Join(dir, "Corefile")
 	w.must(os.WriteFile(path, []byte(corefile), 0o644))
 	w.must(os.Chmod(filepath.Dir(dir), 0o755)) // others have to read it as well
-	c := &coredns{Cmd: w.guard.Command(binary(w.T), "-conf", path), corefile: path}
+	c := &coredns{Cmd: host.Command(binary(w.T), "-conf", path), corefile: path}
 	c.As = as
 	// What forward leaves behind at a reload ends when the collector finds it.
-	c.Env = append(os.Environ(), "GOGC=50", "STATE_DIRECTORY="+w.stateDir())
+	c.Env = append(append(os.Environ(), "GOGC=50", "STATE_DIRECTORY="+w.stateDir()), env...)
 	w.must(c.Start())
 	w.Cleanup(func() {
 		_ = c.Signal(syscall.SIGKILL)
 		if w.Failed() {
-			w.Logf("CoreDNS wrote:\n%s", c.Output())
+			w.Logf("CoreDNS of %s wrote:\n%s", host.Name(), c.Output())
 		}
 	})
 	return c
