@@ -19,6 +19,11 @@ func (w *writer) check(r backend.Rules) error {
 	if err := w.connect(); err != nil {
 		return err
 	}
+	if len(r.Routes) > 0 {
+		if err := w.socket.checkFlows(); err != nil {
+			return fmt.Errorf("reading connections: %w", err)
+		}
+	}
 	_, _, err := w.commitRules(newRuleset(r), r.Table, true)
 	return err
 }
@@ -64,6 +69,7 @@ func bridges(old, r backend.Rules) (all []backend.Rules) {
 		p.Units = slices.Concat(p.Units, r.Classes[n].Units) // the cgroups they had, and those they have
 		b.Classes[n] = p
 	}
+	b.Routes = closing(old.Routes, r)
 	all = append(all, b)
 	if len(r.Upstream) > 0 && !slices.Equal(old.Upstream, r.Upstream) && (len(old.Upstream) == 0 || old.Self == r.Self) {
 		b.Upstream, b.Self = slices.Concat(old.Upstream, r.Upstream), r.Self
@@ -71,6 +77,22 @@ func bridges(old, r backend.Rules) (all []backend.Rules) {
 	}
 	return all
 }
+
+// closing are routes, where those that go let nothing out any more. The kernel exchanges
+// chain after chain: a packet that the first new one does not mark any more must not leave
+// by the last old one.
+func closing(old []backend.Route, r backend.Rules) (routes []backend.Route) {
+	for _, route := range old {
+		if route.Bound() && r.Route(route.Name) == nil {
+			route.Out = noInterface
+		}
+		routes = append(routes, route)
+	}
+	return routes
+}
+
+// noInterface is what no interface can be called (dev_valid_name).
+const noInterface = "/"
 
 // arm puts rules in force in one transaction, and again until it is certain that
 // they are what stands in the kernel.
@@ -81,6 +103,7 @@ func (w *writer) arm(r backend.Rules) error {
 	rs, first := newRuleset(r), !w.opened
 	rs.trial = w.trial
 	w.forget(r)
+	w.forgetMappings(&r)
 	var stood present
 	lost := false
 	for try, end := 0, time.Now().Add(patience); ; try++ {
@@ -103,10 +126,17 @@ func (w *writer) arm(r backend.Rules) error {
 	case !w.holdsGrants():
 		w.putBackGrants()
 	}
+	if first {
+		w.mapped.strange = !lost && stood.exists
+		w.epoch.Add(1)
+	}
+	if !w.holdsMappings() {
+		w.putBackMappings()
+	}
 	w.free = nil
 	w.rememberTrial(first)
 	w.lookAround()
-	w.enforce(len(w.restore) == 0)
+	w.enforce(w.whole())
 	return nil
 }
 
@@ -187,14 +217,17 @@ func (w *writer) tryRules(rs ruleset, table string, dryRun, forced bool) (before
 	w.batch.add(msgs)
 	w.batch.dryRun = dryRun
 	var carried []expiry.Ended[backend.Key]
+	mapped := 0
 	if !dryRun && !kept {
 		w.putBackGrants()
+		w.putBackMappings()
 		carried = w.carry(rs)
+		mapped = w.carryMappings(rs)
 	}
 	first := w.socket.seq
 	err = w.socket.transact(&w.batch)
-	if err != nil && len(carried) > 0 && !errors.Is(err, unix.ERESTART) && !errors.Is(err, errUnknown) {
-		carried = nil // the rules must not fail for their sake
+	if err != nil && len(carried)+mapped > 0 && !errors.Is(err, unix.ERESTART) && !errors.Is(err, errUnknown) {
+		carried, mapped = nil, 0 // the rules must not fail for their sake
 		w.batch.begin(expected)
 		w.batch.add(msgs)
 		first = w.socket.seq
@@ -210,6 +243,9 @@ func (w *writer) tryRules(rs ruleset, table string, dryRun, forced bool) (before
 		w.generation = next(generation)
 		w.owned = flags != 0
 		w.carriedOver(carried)
+		if mapped > 0 {
+			w.mapsStand()
+		}
 	}
 	return before, kept, nil
 }

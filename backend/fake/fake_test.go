@@ -20,6 +20,20 @@ func TestContract(t *testing.T) {
 	})
 }
 
+func TestRouterContract(t *testing.T) {
+	backendtest.RunRouter(t, func(*testing.T) (backend.Backend, *backend.InForce, func() map[netip.Addr]backend.Mapping) {
+		inForce := expiry.NewTable[backend.Key](time.Now())
+		b := New(inForce, backendtest.Quiet{}, time.Now)
+		return b, inForce, func() map[netip.Addr]backend.Mapping {
+			all := map[netip.Addr]backend.Mapping{}
+			for _, m := range b.Mapped() {
+				all[m.Mapped] = m
+			}
+			return all
+		}
+	})
+}
+
 // clock is a time that only the test moves.
 type clock struct{ time.Time }
 
