@@ -27,7 +27,7 @@ var mayImport = map[string][]string{
 	"reach":               nil,
 	"ipset":               {"backend", "expiry"},
 	"route":               {"backend", "expiry"},
-	"flowlog":             {"backend", "expiry"},
+	"flowlog":             {"backend"},
 	"identity":            {"backend", "expiry"},
 	"share":               {"backend", "expiry"},
 }

@@ -98,6 +98,14 @@ type Rules struct {
 	MaxMappings int
 	Book        string
 
+	// AuditLocal and AuditGateway let pass what would be refused of what this machine
+	// sends, and forwards, where the backend is an [Auditor]. It counts that apart.
+	AuditLocal, AuditGateway bool
+
+	// LogGroup is the NFLOG group that some of the packets are shown to that are denied;
+	// 0 is none.
+	LogGroup uint16
+
 	// Linger is how long an address stays open to the holder of a grant after the
 	// holder's last packet to it; 0 is no longer than the grant.
 	Linger time.Duration
@@ -238,6 +246,9 @@ var (
 	// ErrScope means that the rules know no such holder of grants, or that one
 	// cannot have a grant for an address of that IP version.
 	ErrScope = errors.New("nobody like the asker can have such a grant")
+
+	// ErrNoAudit means that there is nothing to try out.
+	ErrNoAudit = errors.New("nothing is in audit: all is enforced already")
 
 	// ErrLate means that Grant has waited as long as it may.
 	ErrLate = errors.New("the firewall has not confirmed the address in time")

@@ -132,6 +132,8 @@ func TestReloadRefusesNobody(t *testing.T) {
 	without := r
 	without.Upstream = nil
 	without.Allowed = allow(1) // which the program reaches in any case
+	audited := r
+	audited.AuditLocal, audited.AuditGateway, audited.LogGroup = true, true, 5300
 
 	stop := make(chan struct{})
 	var sending sync.WaitGroup
@@ -164,7 +166,7 @@ func TestReloadRefusesNobody(t *testing.T) {
 		})
 	}
 	for range 20 {
-		for _, next := range []backend.Rules{more, r, lingering, resolver, without, resolver} {
+		for _, next := range []backend.Rules{more, r, lingering, audited, resolver, without, resolver} {
 			if err := n.Open(next); err != nil {
 				t.Error(err)
 			}

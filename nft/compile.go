@@ -3,6 +3,7 @@ package nft
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/nftables"
@@ -38,6 +39,13 @@ func (rs ruleset) compile(p present, keep bool, flags uint32, first bool) (msgs 
 		}
 		msgs = append(msgs, more...)
 	}
+	for _, n := range rs.counters {
+		more, err := n.compile(table)
+		if err != nil {
+			return nil, fmt.Errorf("counter %s: %w", n.name, err)
+		}
+		msgs = append(msgs, more...)
+	}
 	for _, s := range rs.sets {
 		more, err := s.compile(table, !p.holds(s))
 		if err != nil {
@@ -52,10 +60,12 @@ func (rs ruleset) compile(p present, keep bool, flags uint32, first bool) (msgs 
 			}
 		}
 		if unsettled {
-			for _, name := range []string{setSettling, forVersion(setBegun, true), forVersion(setBegun, false)} {
-				c.FlushSet(&nftables.Set{Name: name, Table: table}) // time begins anew
+			if err := letSettle(c, table); err != nil {
+				return err
 			}
-			if err := addVersions(c, table, setSettling, liveFor); err != nil {
+		}
+		if left := time.Until(rs.trial); left > 0 && p.sets[setEnforced] == nil && rs.tries() {
+			if err := addVersions(c, table, setEnforced, left); err != nil {
 				return err
 			}
 		}
@@ -79,7 +89,7 @@ func addVersions(c *nftables.Conn, table *nftables.Table, set string, last time.
 }
 
 // clear removes all that is not wanted any more or is about to be made anew:
-// everything but the sets whose elements last, and other sets that can stay. Those are
+// everything but counters, the sets whose elements last, and other sets that can stay. Those are
 // emptied, unless they hold what they should: the kernel (6.18) shows new rules a
 // moment before it shows the elements of a new set of ranges, and would refuse what is
 // allowed before and after; the elements of a set that is there it exchanges in one step.
@@ -106,6 +116,12 @@ func (rs ruleset) clear(c *nftables.Conn, table *nftables.Table, p present) {
 	for name, s := range p.sets {
 		if !wanted[name] && !s.Anonymous { // sets without a name go with their rule
 			c.DelSet(&nftables.Set{Name: name, Table: table})
+		}
+	}
+	for name := range p.counters {
+		n := counter{name: name}
+		if !slices.ContainsFunc(rs.counters, func(w counter) bool { return w.name == name }) {
+			c.DeleteObject(n.object(table))
 		}
 	}
 }

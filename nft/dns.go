@@ -34,8 +34,9 @@ func newUpstreamSets(upstream []netip.AddrPort) (sets []set) {
 
 // resolvers are what only one program may ask.
 type resolvers struct {
-	to   []netip.AddrPort
-	self backend.Program
+	to     []netip.AddrPort
+	self   backend.Program
+	refuse verdict // of what others send them
 }
 
 // rules are about packets to them.
@@ -57,7 +58,7 @@ func (u *resolvers) open() []rule {
 const notCoreDNS = "only CoreDNS asks upstream"
 
 // shut refuses the others' new connections, whatever opens the address.
-func (u *resolvers) shut() []rule { return u.rules(notCoreDNS, rejectProhibited, tcpOrUDP) }
+func (u *resolvers) shut() []rule { return u.rules(notCoreDNS, u.refuse, tcpOrUDP) }
 
 // live sends what may be somebody else's by now to the chain for that.
 func (u *resolvers) live() []rule {
@@ -74,7 +75,7 @@ func (u *resolvers) chains() []chain {
 	return []chain{{name: chainUpstream, rules: slices.Concat(
 		[]rule{{"nobody else gets into a TCP connection", []match{notUDP}, goBack}, loopback(goBack)},
 		allowed("allowed-local", goBack),
-		[]rule{{"CoreDNS asks upstream", []match{sentBy(u.self)}, accept}, {notCoreDNS, nil, rejectProhibited}},
+		[]rule{{"CoreDNS asks upstream", []match{sentBy(u.self)}, accept}, {notCoreDNS, nil, u.refuse}},
 	)}}
 }
 

@@ -9,22 +9,18 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
-// routeChains are those for routes that all paths share: the first is for refusals.
+// routeChains are those for routes that all paths share.
 func routeChains(r *backend.Rules) (first, last []chain) {
 	if len(r.Routes) == 0 {
 		return nil, nil
 	}
-	atOnce := chain{chainAtOnce, nil, []rule{
-		{"what leads nowhere", []match{counter}, verdict{}},
-		{"what leads nowhere", []match{isTCP}, rejectReset},
-		{"what leads nowhere", nil, rejectNoPort},
-	}}
+	arriving := &path{r, r.Gateway}
 	own := chain{name: chainOwn, base: &ownBase}
 	if r.Gateway && r.Capture != 0 {
 		own.rules = append(own.rules, rule{"plain DNS of clients: captured", []match{notLoopback, tcpOrUDP, toPort.is(portBytes(r.Capture))}, accept})
 	}
 	for _, pool := range pools(r.Routes) {
-		own.rules = append(own.rules, refuseAtOnce("a real address is this machine's own", hasDNAT, ctOriginal, originallyIn(pool))...)
+		own.rules = append(own.rules, arriving.refuseAtOnce("a real address is this machine's own", hasDNAT, ctOriginal, originallyIn(pool))...)
 	}
 	egress := chain{chainEgress, &egressBase, eachVersion(r.Routes, func(route *backend.Route, ipv4 bool) []rule {
 		at := slices.IndexFunc(route.Egress, func(a netip.Addr) bool { return a.Is4() == ipv4 })
@@ -37,7 +33,7 @@ func routeChains(r *backend.Rules) (first, last []chain) {
 		}
 		return []rule{{"leaves as its route says", []match{hasDNAT, originally(ipv4).in(routeName(route.Name, ipv4, r.Book))}, v}}
 	})}
-	first, last = []chain{atOnce}, []chain{own, egress}
+	last = []chain{own, egress}
 	if r.Gateway {
 		first = append(first, bound(chainBound, r, rejectNoHost))
 	}
@@ -47,10 +43,6 @@ func routeChains(r *backend.Rules) (first, last []chain) {
 		last = append(last, chain{chainLeaving, &leavingBase, isBound(name, hasDNAT, ctOriginal)})
 	}
 	return first, last
-}
-
-func refuseAtOnce(comment string, conditions ...match) []rule {
-	return []rule{{comment, conditions, jump(chainAtOnce)}}
 }
 
 var (

@@ -3,6 +3,7 @@ package nft
 import (
 	"encoding/binary"
 	"errors"
+	"iter"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -60,14 +61,9 @@ func appendElements(b []byte, table string, set *grantSet, elements []element) [
 
 // parseElements calls each for every element of a set in an answer of the kernel.
 func parseElements(data []byte, set *grantSet, each func(element)) {
-	for typ, list := range attributes(data) {
-		if typ != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
-			continue
-		}
-		for _, elem := range attributes(list) {
-			if e, ok := parseElement(elem, set); ok {
-				each(e)
-			}
+	for elem := range elementsIn(data) {
+		if e, ok := parseElement(elem, set); ok {
+			each(e)
 		}
 	}
 }
@@ -114,11 +110,32 @@ func (w *writer) get(k backend.Key) (left time.Duration, found bool, err error) 
 // element may be missed or come twice. Every piece makes the kernel walk over
 // all the elements before it.
 func (s *socket) dump(table string, set *grantSet, each func([]element) (more bool)) error {
-	attrs := appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, table)
-	attrs = appendString(attrs, unix.NFTA_SET_ELEM_LIST_SET, set.name)
-	return s.request(unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, unix.NFPROTO_INET, attrs, func(data []byte) bool {
+	return s.dumpSet(table, set.name, func(data []byte) bool {
 		var part []element
 		parseElements(data, set, func(e element) { part = append(part, e) })
 		return each(part)
 	})
+}
+
+// dumpSet reads a whole set of any kind, and hands over the answers of the kernel.
+func (s *socket) dumpSet(table, set string, each func(data []byte) (more bool)) error {
+	attrs := appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, table)
+	attrs = appendString(attrs, unix.NFTA_SET_ELEM_LIST_SET, set)
+	return s.request(unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, unix.NFPROTO_INET, attrs, each)
+}
+
+// elementsIn yields the elements in an answer of the kernel.
+func elementsIn(data []byte) iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		for typ, list := range attributes(data) {
+			if typ != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
+				continue
+			}
+			for _, elem := range attributes(list) {
+				if !yield(elem) {
+					return
+				}
+			}
+		}
+	}
 }

@@ -70,6 +70,7 @@ func explain(err error) error {
 // expressions of rules, and types of chains.
 var needs = map[string]string{
 	"socket": "nft_socket (Linux 5.13 or later with CONFIG_NFT_SOCKET)",
+	"log":    "nft_log and nfnetlink_log (CONFIG_NFT_LOG, CONFIG_NETFILTER_NETLINK_LOG)",
 	"fib":    "nft_fib_inet (CONFIG_NFT_FIB_INET)",
 	"redir":  "nft_redir (CONFIG_NFT_REDIR)",
 	"nat":    "nft_chain_nat (CONFIG_NFT_NAT)",

@@ -189,8 +189,8 @@ func TestLingerIsRenewed(t *testing.T) {
 	}
 }
 
-// usedSets are those for live connections only.
-var usedSets = regexp.MustCompile(`(?s)\tset (arming|settling|live[^ ]*) \{.*?\n\t\}`)
+// usedSets are those for live connections only, and of what was refused.
+var usedSets = regexp.MustCompile(`(?s)\tset (arming|settling|(live|denied)[^ ]*) \{.*?\n\t\}`)
 
 // A grant is never shorter for it, and none less is let through where the set of what
 // is used is full.

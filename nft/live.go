@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
@@ -105,7 +106,7 @@ func (o *opening) liveChains(always []rule) []chain {
 		key, name := livedBefore(ipv4), forVersion(setOlder, ipv4)
 		live.rules = append(live.rules,
 			rule{older, []match{key.in(name), refresh(name, key, liveFor)}, goBack},
-			rule{notOthers, []match{begun(ipv4).in(forVersion(setBegun, ipv4))}, rejectProhibited})
+			rule{notOthers, []match{begun(ipv4).in(forVersion(setBegun, ipv4))}, o.refuse})
 	}
 	for _, ipv4 := range []bool{true, false} {
 		key, name := livedBefore(ipv4), forVersion(setOlder, ipv4)
@@ -115,7 +116,7 @@ func (o *opening) liveChains(always []rule) []chain {
 	}
 	live.rules = append(live.rules,
 		rule{older, []match{selector{ipProtocol}.in(setSettling)}, goBack},
-		rule{notOthers, nil, rejectProhibited})
+		rule{notOthers, nil, o.refuse})
 	return []chain{used, live}
 }
 
@@ -157,5 +158,21 @@ func (rs ruleset) unsettled(p present) bool {
 	for name := range p.sets {
 		changed = changed || strings.HasPrefix(name, setLive) && !wanted[name]
 	}
-	return changed && wanted[setSettling]
+	if audited := chainAudited + "-" + chainOutput; p.chains[audited] != nil {
+		changed = changed || !slices.ContainsFunc(rs.chains, func(c chain) bool { return c.name == audited })
+	}
+	return changed && rs.apart()
+}
+
+// apart reports whether the ruleset tells this machine's programs apart.
+func (rs ruleset) apart() bool {
+	return slices.ContainsFunc(rs.sets, func(s set) bool { return s.name == setSettling })
+}
+
+// letSettle lets live connections become known from now on.
+func letSettle(c *nftables.Conn, table *nftables.Table) error {
+	for _, name := range []string{setSettling, forVersion(setBegun, true), forVersion(setBegun, false)} {
+		c.FlushSet(&nftables.Set{Name: name, Table: table}) // time begins anew
+	}
+	return addVersions(c, table, setSettling, liveFor)
 }

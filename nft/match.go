@@ -69,7 +69,6 @@ func mask(bits ...byte) expr.Any {
 
 var (
 	ipVersion4  = match{text: "meta nfproto ipv4", exprs: isIPv4}
-	counter     = match{text: "counter packets 0 bytes 0", exprs: []expr.Any{&expr.Counter{}}}
 	oifLoopback = match{text: `oif "lo"`, exprs: []expr.Any{
 		// Loopback has index 1 in every namespace (LOOPBACK_IFINDEX).
 		load(expr.MetaKeyOIF), is(binary.NativeEndian.AppendUint32(nil, 1)...),
@@ -157,6 +156,9 @@ func ipOption(name string, number byte) match {
 		&expr.Exthdr{DestRegister: register, Type: number, Len: 1, Flags: present, Op: opIPv4}, is(1),
 	}}
 }
+
+// Options with which a sender lays down a packet's route.
+var lsrr, ssrr = ipOption("lsrr", 131), ipOption("ssrr", 137)
 
 func hopLimit(n byte) match {
 	return match{text: fmt.Sprintf("ip6 hoplimit %d", n), ip: isIPv6, exprs: []expr.Any{

@@ -8,6 +8,8 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
 // present is what stands in the kernel under the name of our table.
@@ -18,6 +20,8 @@ type present struct {
 	chains map[string]*nftables.Chain
 	rules  map[string][]uint64 // handles, by chain
 	fixed  map[string][]string // elements that do not end by themselves, by set
+
+	counters map[string]backend.Count
 }
 
 // adoptable reports whether the table's grants can be kept: nothing in it
@@ -88,6 +92,14 @@ func readTable(name string) (present, error) {
 		}
 		p.fixed[s.Name] = outline(elements)
 	}
+	own, err := openSocket()
+	if err != nil {
+		return p, err
+	}
+	defer own.close()
+	if p.counters, err = own.counters(name); err != nil {
+		return p, err
+	}
 	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return p, err
@@ -98,17 +110,7 @@ func readTable(name string) (present, error) {
 		}
 		p.chains[ch.Name] = ch
 	}
-	s, err := openSocket()
-	if err != nil {
-		return p, err
-	}
-	defer s.close()
-	rules, err := s.rulesOf(name)
-	for chain, all := range rules {
-		for _, r := range all {
-			p.rules[chain] = append(p.rules[chain], r.handle)
-		}
-	}
+	p.rules, err = own.rulesOf(name)
 	return p, err
 }
 
@@ -131,7 +133,7 @@ func (p present) holds(s set) bool {
 // same in sets that only we change. The kernel gives no handle twice, so a rule
 // that was replaced differs.
 func (p present) same(q present) bool {
-	return p.exists == q.exists && p.flags == q.flags && sameKeys(p.sets, q.sets) &&
+	return p.exists == q.exists && p.flags == q.flags && sameKeys(p.sets, q.sets) && sameKeys(p.counters, q.counters) &&
 		maps.EqualFunc(p.chains, q.chains, func(a, b *nftables.Chain) bool { return drops(a) == drops(b) }) &&
 		maps.EqualFunc(p.rules, q.rules, slices.Equal[[]uint64]) &&
 		maps.EqualFunc(p.fixed, q.fixed, slices.Equal[[]string])

@@ -16,7 +16,7 @@ import (
 type contents struct {
 	flags    uint32              // of the table
 	elements map[string][]string // of sets with timeouts, by set
-	counters map[string]string   // of the last rule, by chain
+	counters map[string]backend.Count
 }
 
 // print writes the table as `nft list table` does, which also names its owner.
@@ -24,6 +24,10 @@ func (rs ruleset) print(w io.Writer, now contents) {
 	fmt.Fprintf(w, "table inet %s {\n", rs.table)
 	if now.flags != 0 {
 		fmt.Fprintf(w, "\tflags %s\n\n", flagsText(now.flags))
+	}
+	for _, n := range rs.counters {
+		count := now.counters[n.name]
+		fmt.Fprintf(w, "\tcounter %s {\n\t\tcomment \"%s\"\n\t\tpackets %d bytes %d\n\t}\n\n", n.name, fit(n.comment), count.Packets, count.Bytes)
 	}
 	for _, s := range rs.sets {
 		what, typ := "set", s.key.key().Name
@@ -62,11 +66,7 @@ func (rs ruleset) print(w io.Writer, now contents) {
 			fmt.Fprintf(w, "\t\t%s\n", c.base.text)
 		}
 		for _, r := range c.rules {
-			text := r.String()
-			if counted := now.counters[c.name]; counted != "" {
-				text = strings.Replace(text, counter.text, counted, 1)
-			}
-			fmt.Fprintf(w, "\t\t%s\n", text)
+			fmt.Fprintf(w, "\t\t%s\n", r)
 		}
 		fmt.Fprint(w, "\t}\n")
 	}
@@ -125,7 +125,7 @@ func Print(w io.Writer, r backend.Rules) error {
 }
 
 func (rs ruleset) read() (contents, error) {
-	now := contents{0, map[string][]string{}, map[string]string{}}
+	now := contents{elements: map[string][]string{}}
 	c, err := nftables.New()
 	if err != nil {
 		return now, err
@@ -146,6 +146,9 @@ func (rs ruleset) read() (contents, error) {
 		slices.SortFunc(elements, func(a, b nftables.SetElement) int { return s.key.compare(a.Key, b.Key) })
 		for _, e := range elements {
 			text := s.key.text(e.Key)
+			if e.Counter != nil {
+				text += fmt.Sprintf(" counter packets %d bytes %d", e.Counter.Packets, e.Counter.Bytes)
+			}
 			switch {
 			case s.isMap():
 				text += " : " + s.key.text(e.Val)
@@ -155,19 +158,12 @@ func (rs ruleset) read() (contents, error) {
 			now.elements[s.name] = append(now.elements[s.name], text)
 		}
 	}
-	sock, err := openSocket()
+	own, err := openSocket()
 	if err != nil {
 		return now, err
 	}
-	defer sock.close()
-	rules, err := sock.rulesOf(rs.table)
-	for chain, all := range rules {
-		for _, r := range all {
-			if r.counter != "" {
-				now.counters[chain] = r.counter
-			}
-		}
-	}
+	defer own.close()
+	now.counters, err = own.counters(rs.table)
 	return now, err
 }
 

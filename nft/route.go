@@ -29,7 +29,7 @@ const (
 	chainLeaving   = "leaving"
 	chainEgress    = "egress"
 	chainBound     = "bound"
-	chainAtOnce    = "refuse-at-once"
+	chainAtOnce    = "at-once"
 
 	setMapped = "mapped"
 	setRoute  = "route-"
@@ -126,17 +126,13 @@ func (p *path) judge(o opening) chain {
 	if p.forward && p.rules.Capture != 0 {
 		captured = []rule{{"plain DNS of clients: captured", []match{tcpOrUDP, plainDNSPort}, accept}}
 	}
-	var resolvers []rule
-	if !o.dns { // nobody is to wait for what leads nowhere: these as well are refused at once
-		o.dns, resolvers = true, refuseAtOnce("no DNS answer opens another resolver", tcpOrUDP, dnsPorts)
-	}
-	return chain{o.chain, nil, slices.Concat(marks, alive(o.live(), o.known()), noSourceRoutes(), captured, noMiddle(), resolvers, o.rules(), refuseAtOnce("no DNS answer has opened this address"))}
+	return chain{o.chain, nil, slices.Concat(marks, alive(o.refuse, o.live(), o.known()), noSourceRoutes(o.refuse), captured, p.noMiddle(), o.rules(), refuse(o.refuse))}
 }
 
 // noMiddle refuses what is of no connection that is known: one has been ended. It was with
 // what stood behind the address before, and its next packet is not for what stands there now.
-func noMiddle() []rule {
-	return refuseAtOnce("no connection begins in the middle", ctState("new"), tcpMidStream)
+func (p *path) noMiddle() []rule {
+	return p.refuseAtOnce("no connection begins in the middle", ctState("new"), tcpMidStream)
 }
 
 // first is the chain that sends packets to mapped addresses to be judged.
@@ -186,13 +182,13 @@ func (p *path) pass(u resolvers) chain {
 	}
 	c.rules = slices.Concat(c.rules, livesOn(), u.shut())
 	if !p.forward { // where it is about to go, no packet on its way out tells any more
-		c.rules = append(c.rules, refuseAtOnce("a real address is this machine's own", toSelf)...)
+		c.rules = append(c.rules, p.refuseAtOnce("a real address is this machine's own", toSelf)...)
 	}
 	c.rules = append(c.rules, p.unassigned("from one mapped address to another")...)
 	c.rules = append(c.rules, eachVersion(p.rules.Routes, func(r *backend.Route, ipv4 bool) []rule {
 		return []rule{{"leaves by its route", []match{originally(ipv4).in(routeName(r.Name, ipv4, p.rules.Book))}, accept}}
 	})...)
-	c.rules = append(c.rules, refuseAtOnce("its route is not there any more")...)
+	c.rules = append(c.rules, p.refuseAtOnce("its route is not there any more")...)
 	return c
 }
 
@@ -233,7 +229,7 @@ func (p *path) translated() (rules []rule) {
 // unassigned refuses what goes to a pool.
 func (p *path) unassigned(comment string) (rules []rule) {
 	for _, pool := range pools(p.rules.Routes) {
-		rules = append(rules, refuseAtOnce(comment, destinationIn(pool))...)
+		rules = append(rules, p.refuseAtOnce(comment, destinationIn(pool))...)
 	}
 	return rules
 }
@@ -244,5 +240,7 @@ func (p *path) chains(o opening, u resolvers) []chain {
 		return nil
 	}
 	o.chain = p.name(setMapped)
-	return slices.Concat(o.chains(), o.liveChains(nil), []chain{p.judge(o), p.first(o.chain), p.translate(), p.pass(u)})
+	judged := p.judged(o.chain)
+	o.refuse = judged.verdict()
+	return slices.Concat(p.atOnce().chains(), judged.chains(), o.chains(), o.liveChains(nil), []chain{p.judge(o), p.first(o.chain), p.translate(), p.pass(u)})
 }

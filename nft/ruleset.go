@@ -13,12 +13,14 @@ import (
 // A ruleset is a whole table as data: compile.go turns it into netlink messages
 // and print.go into the text that `nft list table` shows of it.
 type ruleset struct {
-	table  string
-	grants grantSets
-	sets   []set // those of grants among them
-	chains []chain
+	table    string
+	grants   grantSets
+	counters []counter
+	sets     []set // those of grants among them
+	chains   []chain
 
-	mostMapped int // of each version of IP; 0 is no limit
+	trial      time.Time // until when what passes in audit is refused
+	mostMapped int       // of each version of IP; 0 is no limit
 }
 
 type chain struct {
@@ -97,6 +99,7 @@ func newRuleset(r backend.Rules) ruleset {
 		o := rs.output(r)
 		rs.sets = append(rs.sets, o.liveSets(r.MaxGrants)...)
 	}
+	rs.addDenials(r)
 	for _, c := range classesOf(r) {
 		rs.sets = append(rs.sets, c.sets()...)
 	}
@@ -126,7 +129,8 @@ func newRuleset(r backend.Rules) ruleset {
 
 // output is the opening of what this machine sends.
 func (rs *ruleset) output(r backend.Rules) opening {
-	return opening{chainOutput, rs.grants.opening(r.LocalHolders, true), r.DNSPorts, r.Linger}
+	d := newDenial(r, backend.Output)
+	return opening{chainOutput, rs.grants.opening(r.LocalHolders, true), r.DNSPorts, r.Linger, d.verdict()}
 }
 
 // addChains adds the chains, each after those that its rules send packets to.
@@ -135,21 +139,22 @@ func (rs *ruleset) addChains(r backend.Rules) {
 	rs.chains = append(rs.chains, first...)
 	if r.Local {
 		o, p := rs.output(r), &path{&r, false}
-		u := resolvers{r.Upstream, r.Self}
+		u := resolvers{r.Upstream, r.Self, o.refuse}
 		rs.chains = append(slices.Concat(rs.chains, u.chains(), o.chains(), o.liveChains(o.always()), p.chains(o, u)), chain{chainOutput, &outputBase, slices.Concat(
-			p.translated(), alive(u.live(), o.live(), o.known()), p.unassigned("no name has this address"), neighbours(),
-			dhcpClient(accept), allowed("allowed-local", accept), u.open(), u.shut(), o.rules(), refuse())})
+			p.translated(), alive(o.refuse, u.live(), o.live(), o.known()), p.unassigned("no name has this address"), neighbours(o.refuse),
+			dhcpClient(accept), allowed("allowed-local", accept), u.open(), u.shut(), o.rules(), refuse(o.refuse))})
 	}
 	if r.Gateway {
 		var unguarded []rule
 		if len(r.Interfaces) > 0 {
 			unguarded = []rule{{"comes in by an interface that is not guarded", []match{notGuarded}, accept}}
 		}
-		o, p := opening{chainForward, rs.grants.opening(r.GatewayHolders, false), r.DNSPorts, r.Linger}, &path{&r, true}
-		u := resolvers{to: r.Upstream}
+		d, p := newDenial(r, backend.Forward), &path{&r, true}
+		o := opening{chainForward, rs.grants.opening(r.GatewayHolders, false), r.DNSPorts, r.Linger, d.verdict()}
+		u := resolvers{to: r.Upstream, refuse: o.refuse}
 		rs.chains = append(slices.Concat(rs.chains, o.chains(), p.chains(o, u)), chain{chainForward, &forwardBase, slices.Concat(
-			unguarded, p.translated(), alive(o.live()), p.unassigned("no name has this address"), neighbours(),
-			allowed("allowed-gateway", accept), u.shut(), o.rules(), refuse())})
+			unguarded, p.translated(), alive(o.refuse, o.live()), p.unassigned("no name has this address"), neighbours(o.refuse),
+			allowed("allowed-gateway", accept), u.shut(), o.rules(), refuse(o.refuse))})
 		if r.Capture != 0 {
 			rs.chains = append(rs.chains, newCapture(r))
 		}
@@ -159,8 +164,8 @@ func (rs *ruleset) addChains(r backend.Rules) {
 
 // alive is what every guarded chain begins with. Packets of live connections go by the
 // rules for them.
-func alive(live ...[]rule) []rule {
-	return slices.Concat([]rule{{"belongs to no connection", []match{ctState("invalid")}, drop}}, slices.Concat(live...), livesOn())
+func alive(refuse verdict, live ...[]rule) []rule {
+	return slices.Concat([]rule{{unconnected, []match{ctState("invalid")}, refuse}}, slices.Concat(live...), livesOn())
 }
 
 // livesOn lets packets of live connections through.
@@ -175,8 +180,8 @@ func livesOn() []rule {
 }
 
 // neighbours is what passes whatever is granted.
-func neighbours() []rule {
-	return slices.Concat([]rule{loopback(accept)}, noSourceRoutes(), []rule{
+func neighbours(refuse verdict) []rule {
+	return slices.Concat([]rule{loopback(accept)}, noSourceRoutes(refuse), []rule{
 		{"TCP connections older than the guard", []match{selector{ipProtocol}.in(setArming), ctState("new"), tcpMidStream}, accept},
 		// A router lowers the hop limit, so nothing off the link can say 255
 		// (RFC 4861, section 3.1), and 1 never leaves it (RFC 3810, section 5).
@@ -187,11 +192,8 @@ func neighbours() []rule {
 	})
 }
 
-func noSourceRoutes() []rule {
-	return []rule{
-		{"no route that the sender has laid down", []match{ipOption("lsrr", 131)}, drop},
-		{"no route that the sender has laid down", []match{ipOption("ssrr", 137)}, drop},
-	}
+func noSourceRoutes(v verdict) []rule {
+	return []rule{{laidDown, []match{lsrr}, v}, {laidDown, []match{ssrr}, v}}
 }
 
 func loopback(v verdict) rule { return rule{"loopback", []match{oifLoopback}, v} }
@@ -228,13 +230,14 @@ type opening struct {
 	sets   []*grantSet
 	dns    bool          // the ports of DNS as well
 	linger time.Duration // after a packet; 0 is no longer than the grant
+	refuse verdict       // of what it does not open
 }
 
 // rules let through what holders of grants send where they may, but no questions to
 // other resolvers.
 func (o *opening) rules() (rules []rule) {
 	if !o.dns {
-		rules = append(rules, rule{"no DNS answer opens another resolver", []match{tcpOrUDP, dnsPorts}, rejectProhibited})
+		rules = append(rules, rule{"no DNS answer opens another resolver", []match{tcpOrUDP, dnsPorts}, o.refuse})
 	}
 	if o.linger > 0 {
 		rules = append(rules, rule{stayOpen, nil, jump(o.lingerChain())})
@@ -249,6 +252,6 @@ func (o *opening) rules() (rules []rule) {
 	return rules
 }
 
-func refuse() []rule {
-	return []rule{{"no DNS answer has opened this address", []match{counter}, rejectProhibited}}
+func refuse(v verdict) []rule {
+	return []rule{{"no DNS answer has opened this address", nil, v}}
 }

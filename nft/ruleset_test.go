@@ -92,6 +92,11 @@ func goldenRules(t testing.TB) map[string]backend.Rules {
 	linger.LocalHolders = []backend.Holder{backend.Everyone, backend.Unit}
 	linger.Classes = map[backend.Class]backend.Predicates{1: {Ports: []backend.Ports{{Protocol: 6, First: 443, Last: 443}}}}
 
+	audit := linger
+	audit.Capture, audit.AuditLocal, audit.AuditGateway, audit.LogGroup = 0, true, true, 5300
+	auditGateway := both
+	auditGateway.AuditGateway, auditGateway.LogGroup = true, 1
+
 	routes := capture
 	routes.MaxMappings, routes.Book = 1<<20, "0123abcd"
 	routes.Routes = []backend.Route{
@@ -103,9 +108,11 @@ func goldenRules(t testing.TB) map[string]backend.Rules {
 	routesBoth.LocalHolders = []backend.Holder{backend.Machine, backend.User}
 	routesBoth.Upstream, routesBoth.Self = applications.Upstream, applications.Self
 	routesBoth.Book, routesBoth.Routes = "4567", routes.Routes[1:]
+	routesAudit := routesBoth
+	routesAudit.AuditLocal, routesAudit.AuditGateway, routesAudit.LogGroup = true, true, 5300
 
 	return map[string]backend.Rules{
-		"routes": routes, "routes-both": routesBoth,
+		"audit": audit, "audit-gateway": auditGateway, "routes": routes, "routes-both": routesBoth, "routes-audit": routesAudit,
 		"local": local, "gateway": gateway, "both": both, "everything": everything,
 		"applications": applications, "classes": classes, "capture": capture, "linger": linger,
 	}

@@ -60,6 +60,7 @@ func (w *writer) arm(r backend.Rules) error {
 		return err
 	}
 	rs, first := newRuleset(r), !w.opened
+	rs.trial = w.trial
 	w.forget(r)
 	w.forgetMappings(&r)
 	var stood present
@@ -92,6 +93,7 @@ func (w *writer) arm(r backend.Rules) error {
 		w.putBackMappings()
 	}
 	w.free = nil
+	w.rememberTrial(first)
 	w.lookAround()
 	w.enforce(w.whole())
 	return nil

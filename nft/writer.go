@@ -51,6 +51,7 @@ type writer struct {
 	seed    maphash.Seed // of the numbers of accounts
 	evicted int          // grants that have had to make room, so far
 	free    []uint64     // handles of the tables without an owner
+	trial   time.Time    // until when what passes in audit is refused
 }
 
 // A transaction of some 1,000 elements takes half a millisecond; a larger one gains

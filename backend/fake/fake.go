@@ -28,6 +28,7 @@ type Backend struct {
 	changed      chan struct{} // closed, and made anew, when what Grant waits for may have come
 	rules        *backend.Rules
 	kernel       map[backend.Key]held
+	denied       denied
 	renewals     int // of grants, so far
 	transactions int
 	refusal      error
@@ -109,6 +110,7 @@ func (b *Backend) Open(r backend.Rules) error {
 	}
 	b.forgetLocked(&r)
 	b.rules = &r
+	b.endDeniedLocked()
 	b.evictLocked(b.surplusLocked())
 	b.events.Enforcing(true)
 	b.wakeLocked()
@@ -194,6 +196,16 @@ func (b *Backend) String() string {
 	}
 	for _, name := range r.Interfaces {
 		line("only from", name)
+	}
+	if r.AuditLocal {
+		line("audits", "output")
+	}
+	if r.AuditGateway {
+		line("audits", "forward")
+	}
+	b.endDeniedLocked()
+	if trial := b.denied.trial; !trial.IsZero() {
+		line("tries to enforce for", trial.Sub(b.now()))
 	}
 	for _, p := range r.Allowed {
 		line("allows", p)

@@ -81,6 +81,39 @@ func TestString(t *testing.T) {
 	}
 }
 
+// What the test says is denied is counted, and forgotten flow by flow after two minutes.
+func TestDeny(t *testing.T) {
+	b, at := opened(t)
+	audited := backend.Flow{Kind: backend.Kind{Hook: backend.Forward, Audited: true}, Protocol: 6, Addr: netip.MustParseAddr("198.51.100.1"), Port: 443}
+	flow := audited
+	flow.Audited = false
+	for range 3 {
+		b.Deny(flow, backend.Count{Packets: 1, Bytes: 60})
+		at.Time = at.Add(time.Minute)
+	}
+	b.Deny(audited, backend.Count{Packets: 2, Bytes: 80})
+	b.DenyUnlisted(flow.Kind, backend.Count{Packets: 5, Bytes: 100})
+	counted := func() (all map[backend.Flow]backend.Count) {
+		all = map[backend.Flow]backend.Count{}
+		if err := b.Denied(t.Context(), func(d backend.Denial) { all[d.Flow] = d.Count }); err != nil {
+			t.Error(err)
+		}
+		return all
+	}
+	if got := counted(); len(got) != 2 || got[flow] != (backend.Count{Packets: 3, Bytes: 180}) || got[audited] != (backend.Count{Packets: 2, Bytes: 80}) {
+		t.Error(got)
+	}
+	at.Time = at.Add(time.Minute)
+	if got := counted(); len(got) != 1 || got[audited].Packets != 2 {
+		t.Errorf("later: %v", got)
+	}
+	tallies, err := b.Tallies(t.Context())
+	want := backend.Tally{Refused: backend.Count{Packets: 8, Bytes: 280}, Audited: backend.Count{Packets: 2, Bytes: 80}, Unlisted: backend.Count{Packets: 5, Bytes: 100}}
+	if err != nil || tallies != [backend.Hooks]backend.Tally{backend.Forward: want} {
+		t.Errorf("%v (%v)", tallies, err)
+	}
+}
+
 func TestRefuseAndStall(t *testing.T) {
 	b, at := opened(t)
 	grants := []backend.Grant{{Addr: netip.MustParseAddr("198.51.100.1"), Until: at.Add(time.Minute)}}

@@ -20,17 +20,13 @@ func rejected(h *netlab.Host) (packets uint64, err error) {
 		if err != nil {
 			return err
 		}
-		rules, err := c.GetRules(&nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}, &nftables.Chain{Name: "forward"})
+		o, err := c.GetObject(&nftables.NamedObj{
+			Table: &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}, Name: "denied-forward", Type: nftables.ObjTypeCounter, Obj: &expr.Counter{},
+		})
 		if err != nil {
 			return err
 		}
-		for _, r := range rules {
-			for _, e := range r.Exprs {
-				if counter, ok := e.(*expr.Counter); ok {
-					packets += counter.Packets
-				}
-			}
-		}
+		packets = o.(*nftables.NamedObj).Obj.(*expr.Counter).Packets
 		return nil
 	})
 	return packets, err

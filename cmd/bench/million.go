@@ -205,12 +205,12 @@ func restart(b *bench) error {
 		return err
 	}
 	arrived := sink.await(traffic.sent)
-	refused, err := rejected(s.Host) // the counter begins anew with the rules: what arrived tells all
+	refused, err := rejected(s.Host)
 	if err != nil {
 		return err
 	}
 	b.report.add(row{Name: "restart", What: "packets lost meanwhile, reload and restart", Ours: float64(traffic.sent - min(arrived, traffic.sent)),
-		Note: fmt.Sprintf("of %d; the last rule's counter says %d refused", traffic.sent, refused)}.atMost(0, ""))
+		Note: fmt.Sprintf("of %d; the guard has counted %d refused", traffic.sent, refused)}.atMost(0, ""))
 
 	// How long until the new process knows of all grants again.
 	known := 0.0

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/google/nftables"
@@ -80,27 +81,34 @@ func anew(empty func(*nftables.Conn)) func(*nftables.Conn) error {
 	}
 }
 
-// refusals is how many packets the guard has refused, by the counters of its own
-// rules.
+// refusals is how many packets the guard has refused, by its own counters.
 func (w *world) refusals() (packets uint64) {
 	w.Helper()
-	counters := w.counters()
-	if len(counters) == 0 {
-		w.Fatal("no rule of the guard counts refusals")
-	}
-	for _, c := range counters {
-		packets += c.Packets
+	counters := 0
+	w.nftables(func(c *nftables.Conn) error {
+		objects, err := c.GetNamedObjects(&nftables.Table{Name: guardTable, Family: nftables.TableFamilyINet})
+		if err != nil {
+			return err
+		}
+		for _, o := range objects {
+			if o, ok := o.(*nftables.NamedObj); ok && strings.HasPrefix(o.Name, "denied-") {
+				packets += o.Obj.(*expr.Counter).Packets
+				counters++
+			}
+		}
+		return nil
+	})
+	if counters == 0 {
+		w.Fatal("nothing of the guard counts refusals")
 	}
 	return packets
 }
 
-// enforced reports whether the table stands with a refusing rule in each of its
-// chains.
-func (w *world) enforced() bool { w.Helper(); return len(w.counters()) == 2 }
-
-// counters are those of the table's rules: each chain ends with one that refuses.
-func (w *world) counters() (all []*expr.Counter) {
+// enforced reports whether the table stands with both of its guarded chains, each of
+// which ends with sending the rest to where it is refused.
+func (w *world) enforced() bool {
 	w.Helper()
+	refusing := map[string]bool{}
 	w.nftables(func(c *nftables.Conn) error {
 		chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
 		if err != nil {
@@ -115,14 +123,17 @@ func (w *world) counters() (all []*expr.Counter) {
 				return err
 			}
 			for _, r := range rules {
-				for _, e := range r.Exprs {
-					if counter, ok := e.(*expr.Counter); ok {
-						all = append(all, counter)
+				switch end := r.Exprs[len(r.Exprs)-1].(type) {
+				case *expr.Reject:
+					refusing[chain.Name] = len(r.Exprs) == 1
+				case *expr.Verdict:
+					if len(r.Exprs) == 1 && end.Kind == expr.VerdictGoto && end.Chain == "denied-"+chain.Name {
+						refusing[chain.Name] = true
 					}
 				}
 			}
 		}
 		return nil
 	})
-	return all
+	return refusing["output"] && refusing["forward"] && refusing["denied-output"] && refusing["denied-forward"]
 }

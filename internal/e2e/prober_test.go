@@ -404,7 +404,11 @@ func (w *world) firewall() string {
 			return err
 		}
 		for _, ch := range chains {
-			fmt.Fprintf(&b, "chain %s %s hook %v priority %v policy %v\n", ch.Table.Name, ch.Name, *ch.Hooknum, *ch.Priority, *ch.Policy)
+			fmt.Fprintf(&b, "chain %s %s", ch.Table.Name, ch.Name)
+			if ch.Hooknum != nil {
+				fmt.Fprintf(&b, " hook %v priority %v policy %v", *ch.Hooknum, *ch.Priority, *ch.Policy)
+			}
+			fmt.Fprintln(&b)
 			rules, err := c.GetRules(ch.Table, ch)
 			if err != nil {
 				return err

@@ -1,0 +1,5 @@
+//go:build race
+
+package flowlog
+
+func init() { raceDetector = true }
