@@ -2,6 +2,7 @@
 
 GO       ?= go
 BINARY   ?= coredns
+GUARDCTL ?= guardctl
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 PREFIX   ?= /usr/local
 FUZZTIME ?= 30s
@@ -13,13 +14,19 @@ LDFLAGS = -s -w $(if $(VERSION),-X main.version=$(VERSION))
 CC_FOUND = $(shell command -v $(firstword $(shell $(GO) env CC)) 2>/dev/null)
 
 bindir  = $(DESTDIR)$(PREFIX)/bin
+mandir  = $(DESTDIR)$(PREFIX)/share/man/man8
+usersdir = $(DESTDIR)$(PREFIX)/lib/sysusers.d
+bashdir = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+zshdir  = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+fishdir = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 unitdir = $(DESTDIR)$(PREFIX)/lib/systemd/system
 share   = $(DESTDIR)$(PREFIX)/share/ipdestinationguard
 confdir = $(DESTDIR)/etc/coredns
 
 .PHONY: build
-build: ## ./coredns, static, with the plugin in its place (default)
+build: ## ./coredns, static, with the plugin in its place, and ./guardctl (default)
 	CGO_ENABLED=0 $(GO) build -trimpath -tags grpcnotrace -ldflags '$(LDFLAGS)' -o '$(BINARY)' ./cmd/coredns
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o '$(GUARDCTL)' ./cmd/guardctl
 
 .PHONY: test
 test: ## every test, with the race detector where there is a C compiler
@@ -66,9 +73,17 @@ lint: ## gofmt, go vet, staticcheck
 # Units name the binary's place. Nothing that an administrator may have edited is overwritten.
 .PHONY: install
 install: ## install what make build has made; PREFIX (/usr/local), DESTDIR
-	@[ -x '$(BINARY)' ] || { echo "make install: no $(BINARY) yet: run make build first (not as root)"; exit 1; }
-	install -d '$(bindir)' '$(unitdir)' '$(share)' '$(confdir)'
+	@for program in '$(BINARY)' '$(GUARDCTL)'; do \
+		[ -x "$$program" ] || { echo "make install: no $$program yet: run make build first (not as root)"; exit 1; }; \
+	done
+	install -d '$(bindir)' '$(unitdir)' '$(share)' '$(confdir)' '$(mandir)' '$(usersdir)' '$(bashdir)' '$(zshdir)' '$(fishdir)'
 	install -m 0755 '$(BINARY)' '$(bindir)/coredns'
+	install -m 0755 '$(GUARDCTL)' '$(bindir)/guardctl'
+	'$(abspath $(GUARDCTL))' man '$(mandir)'
+	'$(abspath $(GUARDCTL))' completion bash > '$(bashdir)/guardctl'
+	'$(abspath $(GUARDCTL))' completion zsh > '$(zshdir)/_guardctl'
+	'$(abspath $(GUARDCTL))' completion fish > '$(fishdir)/guardctl.fish'
+	install -m 0644 deployment/ipdestinationguard.sysusers '$(usersdir)/ipdestinationguard.conf'
 	for unit in ipdestinationguard-coredns ipdestinationguard-boot; do \
 		sed 's|/usr/local/bin/|$(PREFIX)/bin/|' deployment/$$unit.service > '$(unitdir)'/$$unit.service && \
 		chmod 0644 '$(unitdir)'/$$unit.service || exit 1; \
@@ -79,7 +94,7 @@ install: ## install what make build has made; PREFIX (/usr/local), DESTDIR
 
 .PHONY: clean
 clean: ## remove what was built; the fuzz corpus in testdata stays
-	rm -f coredns *.test *.prof
+	rm -f coredns guardctl *.test *.prof
 
 .PHONY: help
 help: ## this list

@@ -34,6 +34,7 @@ type settings struct {
 	hold           time.Duration
 	onExit         backend.Leave
 	table          string
+	operation      operation
 
 	place string // file:line of the directive
 
@@ -86,7 +87,7 @@ const (
 var defaultSettings = settings{
 	lease: expiry.Lease{Floor: time.Minute, Ceiling: 24 * time.Hour, Margin: 30 * time.Second},
 	hold:  time.Second,
-	table: name, onExit: backend.Keep,
+	table: name, onExit: backend.Keep, operation: defaultOperation,
 }
 
 // defaultLimits are for a network of some hundred clients: 25 MB in the kernel for
@@ -132,6 +133,7 @@ func (s *settings) rules(m *machine) backend.Rules {
 		Table: s.table, Local: s.local(), Gateway: s.gateway(),
 		Allowed: s.allowed, AllowedLocal: s.allowedLocal, AllowedGateway: s.allowedGateway,
 		DNSPorts: s.dnsPorts, OnLink: m.onLink, Interfaces: s.interfaces, Linger: s.linger,
+		AuditLocal: m.audit.on(backend.Output, s), AuditGateway: m.audit.on(backend.Forward, s), LogGroup: s.operation.group,
 		MaxGrants: s.limits.grants, MaxGrantsClient: s.limits.client, MaxGrantsName: s.limits.name,
 	}
 	if s.local() {
@@ -178,6 +180,10 @@ func (s *settings) contradiction(other *settings) string {
 		{"hold", s.hold == other.hold, s.hold, other.hold},
 		{"on_exit", s.onExit == other.onExit, leaveText(s.onExit), leaveText(other.onExit)},
 		{"table", s.table == other.table, s.table, other.table},
+		{"audit", s.operation.audit == other.operation.audit, s.operation.auditText(), other.operation.auditText()},
+		{"admin", s.operation.admin == other.operation.admin, s.operation.admin, other.operation.admin},
+		{"denied_log", s.operation.quiet == other.operation.quiet, onOff(!s.operation.quiet), onOff(!other.operation.quiet)},
+		{"nflog_group", s.operation.group == other.operation.group, s.operation.group, other.operation.group},
 	} {
 		if !c.same {
 			return fmt.Sprintf("%s %v at %s contradicts %v at %s: all server blocks share one guard, so write its settings in one block and the bare word %s in the others",

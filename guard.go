@@ -13,8 +13,10 @@ import (
 	"github.com/miekg/dns"
 	"golang.org/x/time/rate"
 
+	"github.com/destination-guard/coredns-ip-destination-guard/admin"
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
+	"github.com/destination-guard/coredns-ip-destination-guard/why"
 )
 
 // guard is the engine: one a process, shared by all server blocks, outliving
@@ -27,6 +29,7 @@ type guard struct {
 	settings atomic.Pointer[settings]
 	onLink   atomic.Pointer[[]netip.Prefix] // networks of this machine's own wires
 	seed     maphash.Seed                   // of names
+	history  *why.History
 
 	arming    sync.Mutex
 	rules     backend.Rules   // in force
@@ -35,6 +38,8 @@ type guard struct {
 	classes   []string        // by number, in words; the first is any
 	units     units           // nil unless the Corefile names some
 	unitPaths []string
+	switched  switched // by people, while running
+	denied    *denied  // nil where the backend does not count
 
 	// What the machine is asked with: around from when it is armed first, askers
 	// from when it is armed with a scope of applications first.
@@ -49,13 +54,18 @@ type guard struct {
 	unused  atomic.Int64 // the longest that any settings have had: see settings.unused
 
 	// What works on routes, from when there are any.
-	working sync.WaitGroup
-	end     context.CancelFunc
+	working  sync.WaitGroup
+	stopWork context.CancelFunc
 
 	up        chan struct{} // closed when it is armed first
 	enforcing atomic.Bool   // the rules stand in the kernel
-	closed    atomic.Bool   // nothing is granted any more
-	removed   atomic.Bool   // on_exit remove has been carried out: nothing is guarded
+	started   time.Time
+	serving   sync.Mutex
+	socket    *admin.Server // for people; nil is none
+
+	ending  sync.Mutex
+	closed  atomic.Bool // nothing is granted any more
+	removed atomic.Bool // on_exit remove has been carried out, or somebody has disarmed: nothing is guarded
 
 	failures rate.Sometimes // for the log
 	repairs  rate.Sometimes
@@ -68,8 +78,10 @@ func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backen
 	g := &guard{
 		inForce:  expiry.NewTable[backend.Key](now()),
 		now:      now,
+		started:  now(),
 		host:     host,
 		seed:     maphash.MakeSeed(),
+		history:  why.NewHistory(why.Size),
 		classes:  []string{""},
 		cuts:     newCuts(),
 		up:       make(chan struct{}),
@@ -108,11 +120,17 @@ func (g *guard) armed() bool { return g.settings.Load() != &defaultSettings }
 
 // close ends the guard's work. Answers that come after it get SERVFAIL, or pass
 // when nothing is refused any more.
-func (g *guard) close() error {
-	leave := g.settings.Load().onExit
+func (g *guard) close() error { return g.end(g.settings.Load().onExit) }
+
+func (g *guard) end(leave backend.Leave) error {
+	g.ending.Lock()
+	defer g.ending.Unlock()
+	if g.closed.Load() {
+		return nil
+	}
 	g.arming.Lock()
-	if g.end != nil {
-		g.end()
+	if g.stopWork != nil {
+		g.stopWork()
 	}
 	g.arming.Unlock()
 	g.working.Wait() // they ask the backend, and the books
@@ -122,6 +140,10 @@ func (g *guard) close() error {
 		g.removed.Store(true)
 	}
 	g.closed.Store(true) // before nobody knows any more who asks
+	g.arming.Lock()
+	told := g.denied
+	g.arming.Unlock()
+	told.close() // which may ask for the lock meanwhile
 	g.arming.Lock()
 	defer g.arming.Unlock()
 	if g.around != nil {
@@ -181,6 +203,7 @@ func (g *guard) hold(ctx context.Context, name string, targets []target, now tim
 		return err
 	}
 	answersHeld.Inc()
+	g.renewed(name, targets)
 	return nil
 }
 

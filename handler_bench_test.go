@@ -14,6 +14,7 @@ import (
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
+	"github.com/destination-guard/coredns-ip-destination-guard/identity"
 )
 
 // benchFirewall is a backend that says yes at once.
@@ -75,7 +76,10 @@ func (benchWriter) RemoteAddr() net.Addr    { return benchClient }
 var benchClient = &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1000}
 
 // alone is a machine without addresses and neighbours.
-var alone = host{watch: func() (surroundings, error) { return &network{}, nil }}
+var alone = host{
+	watch:  func() (surroundings, error) { return &network{}, nil },
+	askers: func() (askers, error) { return nil, identity.ErrUnsupported },
+}
 
 func benchArm(g *guard) {
 	s := defaultSettings

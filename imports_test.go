@@ -17,7 +17,8 @@ const module = "github.com/destination-guard/coredns-ip-destination-guard"
 // Folders of the plugin, and what of the plugin each may import. Nothing else of
 // it may be imported there, and only the root knows CoreDNS and Prometheus.
 var mayImport = map[string][]string{
-	".":                   {"backend", "expiry", "identity", "names", "reach", "route"}, // and a concrete backend, in setup.go
+	".":                   {"admin", "backend", "expiry", "flowlog", "identity", "names", "reach", "route", "why"}, // and a concrete backend, in setup.go
+	"admin":               nil,
 	"expiry":              nil,
 	"backend":             {"expiry"},
 	"backend/fake":        {"backend", "expiry"},
@@ -30,11 +31,12 @@ var mayImport = map[string][]string{
 	"flowlog":             {"backend"},
 	"identity":            {"backend", "expiry"},
 	"share":               {"backend", "expiry"},
+	"why":                 {"backend"},
 }
 
 var (
 	concreteBackends = []string{"nft", "ipset"}
-	standardOnly     = []string{"expiry", "reach", "backend", "backend/fake", "backend/backendtest"}
+	standardOnly     = []string{"expiry", "reach", "backend", "backend/fake", "backend/backendtest", "why"}
 	rootsOwn         = []string{"github.com/coredns/", "github.com/prometheus/"}
 )
 

@@ -57,6 +57,7 @@ type machine struct {
 	units  []backend.Cgroup
 	before []backend.Holder // who may have local grants from before a reload
 	routes []backend.Route  // of before, which names may still have
+	audit  switched         // what has been switched while running
 }
 
 // classes are the named ones, with their units as they are now.
@@ -85,8 +86,12 @@ func (g *guard) arm(s *settings) (err error) {
 		g.own = g.around.Own
 		go g.follow(g.around.Changed())
 	}
-	if g.askers == nil && s.scope == scopeApplication {
-		if g.askers, err = g.host.askers(); err != nil {
+	if g.askers == nil && s.local() {
+		// Without scope application it is only to tell people who was refused.
+		switch who, err := g.host.askers(); {
+		case err == nil:
+			g.askers = who
+		case s.scope == scopeApplication:
 			return fmt.Errorf("scope application: who asks cannot be known: %w", err)
 		}
 	}
@@ -113,7 +118,9 @@ func (g *guard) arm(s *settings) (err error) {
 		return err
 	}
 	g.closeBooks(s.found.routes)
-	if g.settings.Swap(s) == &defaultSettings {
+	first := g.settings.Swap(s) == &defaultSettings
+	g.followDeniedLocked()
+	if first {
 		close(g.up)
 	}
 	return nil
@@ -142,7 +149,7 @@ func (g *guard) change(s *settings, units units) error {
 
 // enforce has the kernel enforce what the settings mean on the machine as it is now.
 func (g *guard) enforce(s *settings, units units) error {
-	m := machine{before: g.rules.LocalHolders, routes: g.before}
+	m := machine{before: g.rules.LocalHolders, routes: g.before, audit: g.switched}
 	if s.gateway() { // also with scope any, where clients' grants from before go on
 		m.onLink = g.around.OnLink()
 	}

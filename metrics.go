@@ -5,6 +5,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/route"
 )
 
@@ -29,11 +30,12 @@ var (
 	grantsIPv6 = grants.WithLabelValues("ipv6")
 
 	grantChanges = counters("grant_changes_total",
-		"Grants that were made, renewed, removed because they had expired, and ended early because there were too many.", "change")
+		"Grants that were made, renewed, removed because they had expired, ended early because there were too many, and revoked by people.", "change")
 	grantsMade    = grantChanges.WithLabelValues("made")
 	grantsRenewed = grantChanges.WithLabelValues("renewed")
 	grantsExpired = grantChanges.WithLabelValues("expired")
 	grantsEvicted = grantChanges.WithLabelValues("evicted")
+	grantsRevoked = grantChanges.WithLabelValues("revoked")
 
 	answersRewritten = promauto.NewCounter(prometheus.CounterOpts(opts("rewritten_total",
 		"Answers for names with a route, given with mapped addresses.")))
@@ -51,6 +53,10 @@ var (
 		"Grants changed in one transaction; their count is that of transactions.", prometheus.ExponentialBuckets(1, 4, 7))
 	transactionSeconds = histogram("transaction_duration_seconds",
 		"How long the kernel took for one transaction.", prometheus.ExponentialBuckets(4e-6, 4, 10))
+
+	deniedTotal = promauto.NewCounterVec(prometheus.CounterOpts(opts("denied_packets_total",
+		"Packets of flows that were refused, or passed in audit only, by why. Those of flows that there were too many of to tell are missing: see denied_all_packets_total.")),
+		[]string{"chain", "became", "reason"})
 
 	kernelErrors = counters("kernel_errors_total",
 		"Operations that the kernel refused.", "operation")
@@ -108,4 +114,47 @@ func histogram(metric, help string, buckets []float64) prometheus.Histogram {
 	return promauto.NewHistogram(prometheus.HistogramOpts{
 		Namespace: plugin.Namespace, Subsystem: name, Name: metric, Help: help, Buckets: buckets,
 	})
+}
+
+// tallies are read when somebody asks for them.
+type tallies struct{ packets, unlisted *prometheus.Desc }
+
+func init() {
+	desc := func(metric, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc(prometheus.BuildFQName(plugin.Namespace, name, metric), help, labels, nil)
+	}
+	prometheus.MustRegister(&tallies{
+		desc("denied_all_packets_total", "Packets that were refused, or passed in audit only: all of them, as the kernel counts.", "chain", "became"),
+		desc("denied_unlisted_packets_total", "Of these, packets of flows that the kernel had no room for.", "chain"),
+	})
+}
+
+// Describe implements prometheus.Collector.
+func (t *tallies) Describe(all chan<- *prometheus.Desc) {
+	all <- t.packets
+	all <- t.unlisted
+}
+
+// Collect implements prometheus.Collector.
+func (t *tallies) Collect(all chan<- prometheus.Metric) {
+	g := running()
+	if g == nil {
+		return
+	}
+	g.arming.Lock()
+	d := g.denied
+	g.arming.Unlock()
+	if d == nil {
+		return
+	}
+	sums := d.log.Sums()
+	send := func(desc *prometheus.Desc, packets uint64, labels ...string) {
+		all <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(packets), labels...)
+	}
+	for hook, tally := range sums.Tallies {
+		chain := backend.Hook(hook).String()
+		send(t.packets, tally.Refused.Packets, chain, verb(false))
+		send(t.packets, tally.Audited.Packets, chain, verb(true))
+		send(t.unlisted, tally.Unlisted.Packets, chain)
+	}
 }

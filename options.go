@@ -14,6 +14,7 @@ type option struct {
 	repeatable bool
 	perBlock   bool // each server block has it for itself
 	bare       bool // it takes no value
+	alone      bool // it needs none
 }
 
 var options = map[string]option{
@@ -100,6 +101,10 @@ var options = map[string]option{
 		p.table = table
 		return nil
 	}},
+	"audit":       {alone: true, read: (*parser).setAudit},
+	"admin":       {read: (*parser).setAdmin},
+	"denied_log":  {read: (*parser).setDeniedLog},
+	"nflog_group": {read: (*parser).setGroup},
 	"names":       {repeatable: true, perBlock: true, read: func(p *parser, args []string) error { p.patterns = append(p.patterns, args...); return nil }},
 	"except":      {repeatable: true, perBlock: true, read: func(p *parser, args []string) error { p.exceptions = append(p.exceptions, args...); return nil }},
 	"names_file":  {repeatable: true, perBlock: true, read: func(p *parser, args []string) error { return p.addFiles(&p.policy.names, args) }},

@@ -103,7 +103,7 @@ func (p *parser) directive() error {
 		p.seen[name] = p.Line()
 		args := p.RemainingArgs()
 		switch {
-		case len(args) == 0 && !option.bare:
+		case len(args) == 0 && !option.bare && !option.alone:
 			return p.Errf("%s needs a value", name)
 		case len(args) > 0 && option.bare:
 			return p.Errf("%s takes no value, not %q: with the word it is on, without it off", name, strings.Join(args, " "))
@@ -217,6 +217,7 @@ func (p *parser) warnUnused() {
 	unused(!p.gateway() && len(p.interfaces) > 0, "interfaces")
 	unused(!p.local() && len(p.upstreams) > 0, "upstream")
 	unused(!p.gateway() && p.settings.capture, "capture")
+	unused(p.operation.audit == (audit{true, false}) && !p.local() || p.operation.audit == (audit{false, true}) && !p.gateway(), "audit")
 	if (p.scope == scopeAny || !p.gateway()) && len(p.forwarders) > 0 {
 		tell("trusted_forwarder", "has no effect: all clients are one")
 	}

@@ -83,7 +83,11 @@ func (q *query) rewritten(m *dns.Msg, scope backend.Scope, r *namedRoute, name s
 	for _, addr := range mapped {
 		targets = append(targets, target{backend.KeyOf(addr), ttl})
 	}
-	return out, g.permit(q.Context, scope, q.question.Name, targets)
+	if err := g.permit(q.Context, scope, q.question.Name, targets); err != nil {
+		return nil, err
+	}
+	g.remember(q, scope, targets)
+	return out, nil
 }
 
 // translates reports whether what the asker sends is guarded here, and whether that is this

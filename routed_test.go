@@ -135,7 +135,7 @@ func TestRoutedAnswer(t *testing.T) {
 		{"another type", local(""), here, "www.routed.test. MX", "www.routed.test. 30 MX 1 mail.routed.test.\nadditional\nmail.routed.test. 30 A 9.9.9.9",
 			"www.routed.test. 30 IN MX 1 mail.routed.test.\n", "", nil},
 		{"a private real address", local(""), here, "www.routed.test. A", "www.routed.test. 30 A 10.0.0.7\nwww.routed.test. 30 A 9.9.9.9",
-			"www.routed.test. 30 IN A 100.96.0.1\n", "100.96.0.1 to this machine\n", []string{"100.96.0.1 > 9.9.9.9"}},
+			"www.routed.test. 30 IN A 100.96.0.1\nFiltered: stripped 10.0.0.7: private-use (RFC 1918)\n", "100.96.0.1 to this machine\n", []string{"100.96.0.1 > 9.9.9.9"}},
 		{"only private real addresses", local(""), here, "www.routed.test. A", "www.routed.test. 30 A 10.0.0.7",
 			"Filtered: stripped 10.0.0.7: private-use (RFC 1918)\n", "", nil},
 		{"a private real address that it may have", "ipdestinationguard {\nmode nft-local\nprivate **.routed.test 10.0.0.0/8\nroute **.routed.test\n}", here,

@@ -128,9 +128,9 @@ func (g *guard) takeOver(s *settings) error {
 	}
 	g.routing.Store(t)
 	close(was.changed)
-	if g.end == nil {
+	if g.stopWork == nil {
 		var ctx context.Context
-		ctx, g.end = context.WithCancel(context.Background())
+		ctx, g.stopWork = context.WithCancel(context.Background())
 		g.working.Go(func() { g.tidy(ctx) })
 		g.working.Go(func() { g.cuts.run(ctx, g.router) })
 	}

@@ -179,6 +179,9 @@ func (gen *generation) check() (err error) {
 		return plugin.Error(name, err)
 	}
 	g := engine()
+	if g.removed.Load() {
+		return nil // somebody has disarmed it: see started
+	}
 	if g.armed() && g.settings.Load().table != s.table {
 		return plugin.Error(name, fmt.Errorf("%s: the table cannot be renamed from %q to %q by a reload: restart CoreDNS", s.place, g.settings.Load().table, s.table))
 	}
@@ -263,10 +266,18 @@ func started(instance *caddy.Instance) {
 	g := running()
 	switch {
 	case g == nil:
+	case g.removed.Load():
+		log.Warning("Nothing is guarded: the guard has been disarmed, and stays so until CoreDNS is restarted")
 	case gen == nil:
 		log.Warningf("The new Corefile has no %s any more", name)
 		_ = shutdown()
 	default:
+		if err := g.serveAdminOr(gen.settings); err != nil {
+			if !g.armed() {
+				log.Fatal(err)
+			}
+			log.Error(err)
+		}
 		if err := g.arm(gen.settings); err != nil {
 			if !g.armed() {
 				log.Fatalf("The firewall cannot be set up: %v", err)
@@ -274,7 +285,11 @@ func started(instance *caddy.Instance) {
 			log.Errorf("The rules of the new Corefile cannot be put in force, the previous ones stay: %v", err)
 			return
 		}
+		g.listen(gen.settings)
 		log.Infof("In force: mode %s, table inet %s", gen.settings.mode, gen.settings.table)
+		if text := g.audited(); text != "" {
+			log.Warning(text)
+		}
 	}
 }
 
@@ -289,7 +304,10 @@ func shutdown() error {
 		return nil
 	}
 	s := g.settings.Load()
+	g.endAdmin()
+	disarmed := g.removed.Load()
 	switch err := g.close(); {
+	case disarmed:
 	case err != nil:
 		log.Errorf("Table inet %s could not be removed: %v", s.table, err)
 	case s.onExit == backend.Keep && s.mode != "":

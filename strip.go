@@ -71,7 +71,9 @@ type stripping struct {
 	first  netip.Addr
 	why    *reach.Block // the first one; nil if there was none after all
 	sets   map[recordSet]bool
-	empty  bool // no address is left that was asked for: the answer says so
+
+	withheld []withheld // some of them
+	empty    bool       // no address is left that was asked for: the answer says so
 }
 
 // stripReason is a block's kind as a metric has it.
@@ -216,6 +218,9 @@ func (s *stripping) addresses(ips []net.IP) (left []net.IP) {
 			s.first, s.why = addr, why
 		}
 		s.counts[why]++
+		if len(s.withheld) < maxWithheld {
+			s.withheld = append(s.withheld, withheld{addr, why})
+		}
 	}
 	return left
 }

@@ -90,7 +90,11 @@ func (q *query) permitted(m *dns.Msg) (*dns.Msg, error) {
 	if err != nil {
 		return nil, err
 	}
-	return m, g.permit(q.Context, scope, q.question.Name, targets)
+	if err := g.permit(q.Context, scope, q.question.Name, targets); err != nil {
+		return nil, err
+	}
+	g.remember(q, scope, targets)
+	return m, nil
 }
 
 // strip returns what somebody may know of m: mostly m.
@@ -105,7 +109,8 @@ func (q *query) strip(m *dns.Msg, scope backend.Scope) *dns.Msg {
 		return m // an address has ceased to be our own in between
 	}
 	g.stripped(q.question, s)
-	if s.empty {
+	g.rememberStripped(q, scope, s)
+	if s.empty || s.why != unreachable { // which is so for each routed client
 		explain(m, q.request, dns.ExtendedErrorCodeFiltered, fmt.Sprintf("stripped %v: %s", s.first, s.why.Why))
 	}
 	return m

@@ -111,6 +111,8 @@ func TestUnitHasTwoCapabilities(t *testing.T) {
 		"CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_BIND_SERVICE",
 		"Restart=always",
 		"ExecReload=/bin/kill -SIGUSR1 $MAINPID",
+		"RuntimeDirectory=ipdestinationguard",
+		"SupplementaryGroups=ipdestinationguard",
 	} {
 		if strings.Count(unit, "\n"+line+"\n") != 1 {
 			t.Errorf("not once in the unit: %s", line)

@@ -60,8 +60,8 @@ const (
 )
 
 // New starts to follow what is counted.
-func New(denials backend.Denials, events Observer) *Log {
-	l := newLog(denials, events, time.Now)
+func New(denials backend.Denials, events Observer, now func() time.Time) *Log {
+	l := newLog(denials, events, now)
 	l.follow()
 	return l
 }

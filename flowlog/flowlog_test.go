@@ -191,7 +191,7 @@ func TestClose(t *testing.T) {
 	enforcer := fake.New(expiry.NewTable[backend.Key](at), backendtest.Quiet{}, func() time.Time { return at })
 	enforcer.Deny(flow(1), backend.Count{Packets: 5, Bytes: 300})
 	d := &diary{}
-	l := New(enforcer, d)
+	l := New(enforcer, d, time.Now)
 	backendtest.Eventually(t, "the flow is told of", func() bool { return len(d.of(flow(1))) == 1 })
 	if err := l.Listen(0); err != nil {
 		t.Error(err)

@@ -29,6 +29,8 @@ type Backend struct {
 	turn   sync.Mutex
 	writer writer // with the turn only
 
+	adopting atomic.Int32 // how many walk over what an earlier process has left
+
 	wake chan struct{} // requests are pending and nobody has the turn
 	stop chan struct{}
 

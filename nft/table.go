@@ -19,7 +19,7 @@ func (w *writer) check(r backend.Rules) error {
 		return err
 	}
 	if len(r.Routes) > 0 {
-		if err := w.socket.checkFlows(); err != nil {
+		if err := w.socket.checkTracking(); err != nil {
 			return fmt.Errorf("reading connections: %w", err)
 		}
 	}
@@ -81,6 +81,7 @@ func (w *writer) arm(r backend.Rules) error {
 	}
 	switch {
 	case first && !lost && stood.hasGrants():
+		w.adopting.Add(1)
 		go w.adopt(r)
 	case !w.holdsGrants():
 		w.putBackGrants()

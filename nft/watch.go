@@ -143,12 +143,15 @@ func (w *writer) putBackGrants() {
 // adopt reads the grants that an earlier process has left in the kernel, beside
 // the writer's work: with a million of them it takes minutes.
 func (b *Backend) adopt(r backend.Rules) {
+	defer b.adopting.Add(-1)
 	s, err := openSocket()
 	if err != nil {
 		return // the kernel expires them all the same
 	}
 	defer s.close()
-	evicted := 0 // when the last part was read
+	// When the last part was read, and the one before: the kernel prepares a part as soon
+	// as it has handed over the one before.
+	evicted, earlier := 0, 0
 	for _, set := range newGrantSets(r).all() {
 		last := time.Now()
 		_ = s.dump(r.Table, set, func(part []element) bool {
@@ -159,8 +162,8 @@ func (b *Backend) adopt(r backend.Rules) {
 				time.Sleep(min(4*walk, 200*time.Millisecond))
 			}
 			err := b.do(func(w *writer) error {
-				w.adoptPart(part, now, w.evicted != evicted)
-				evicted = w.evicted
+				w.adoptPart(part, now, w.evicted != earlier)
+				evicted, earlier = w.evicted, evicted
 				return nil
 			})
 			last = time.Now()

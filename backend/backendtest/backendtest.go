@@ -91,7 +91,7 @@ var clauses = []clause{
 // Run tests what a backend promises. Each call of newBackend makes one that is
 // not open yet, on top of nothing that an earlier one has left.
 func Run(t *testing.T, newBackend func(t *testing.T) (backend.Backend, *backend.InForce)) {
-	for _, clause := range slices.Concat(clauses, limitClauses, deniedClauses) {
+	for _, clause := range slices.Concat(clauses, limitClauses, revokeClauses, deniedClauses) {
 		t.Run(clause.name, func(t *testing.T) {
 			goroutines := runtime.NumGoroutine()
 			b, inForce := newBackend(t)

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/google/nftables"
+)
+
+// forwarding looks whether the machine is a gateway, and ought to be.
+func (d *doctor) forwarding() {
+	v4, v6 := sysctl("ipv4/ip_forward") == "1", sysctl("ipv6/conf/all/forwarding") == "1"
+	on := strings.TrimSpace(map[bool]string{true: "IPv4"}[v4] + " " + map[bool]string{true: "IPv6"}[v6])
+	switch {
+	case d.status == nil && !v4 && !v6:
+		d.say(fine, "", "this machine forwards nothing")
+	case d.status == nil:
+		d.say(fine, "", "this machine forwards %s", on)
+	case d.guards("forward") && !v4:
+		d.say(failure, "sysctl net.ipv4.ip_forward=1, and in /etc/sysctl.d", "the mode is for a gateway, and this machine forwards no IPv4")
+	case d.guards("forward") && !v6:
+		d.say(warning, "sysctl net.ipv6.conf.all.forwarding=1, and in /etc/sysctl.d, if clients are to have IPv6", "this machine forwards no IPv6: answers with such addresses lead clients nowhere")
+	case d.guards("forward"):
+		d.say(fine, "", "this machine forwards %s", on)
+	case v4 || v6:
+		d.say(warning, "with containers or clients behind it, take mode nft-both; else sysctl net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0", "this machine forwards %s, and in mode nft-local that is not guarded", on)
+	default:
+		d.say(fine, "", "this machine forwards nothing")
+	}
+}
+
+// forged looks whether clients can use others' IPv4 addresses.
+func (d *doctor) forged() {
+	if !d.guards("forward") {
+		d.say(fine, "", "there are no clients")
+		return
+	}
+	all := sysctl("ipv4/conf/all/rp_filter")
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		d.say(unknown, "", "%v", err)
+		return
+	}
+	var open []string
+	for _, i := range interfaces {
+		own := sysctl("ipv4/conf/" + i.Name + "/rp_filter")
+		if i.Flags&net.FlagLoopback == 0 && i.Flags&net.FlagUp != 0 && all != "1" && own != "1" {
+			open = append(open, i.Name)
+		}
+	}
+	if len(open) > 0 {
+		d.say(warning, "sysctl net.ipv4.conf.all.rp_filter=1, and in /etc/sysctl.d; for IPv6, drop with nftables what fib saddr . iif oif missing finds",
+			"packets with forged sources are taken from %s: a client's questions can count for another one", strings.Join(open, " "))
+		return
+	}
+	d.say(fine, "", "IPv4 packets with forged sources are dropped")
+}
+
+// firewalls looks for rules of others that refuse what the guard lets through.
+func (d *doctor) firewalls() {
+	if text, err := os.ReadFile("/proc/net/ip_tables_names"); err == nil && strings.Contains(string(text), "filter") {
+		d.say(warning, "iptables-legacy -S shows them; move them to nftables, or see that they accept what is to get out", "there are rules of the old iptables, which see packets as well")
+	}
+	c, err := nftables.New()
+	if err != nil {
+		d.say(unknown, "", "%v", err)
+		return
+	}
+	chains, err := c.ListChains()
+	if err != nil {
+		d.say(unknown, "be root", "they cannot be listed: %v", err)
+		return
+	}
+	ours := "ipdestinationguard"
+	if d.status != nil {
+		ours = d.status.Table
+	}
+	found := false
+	for _, ch := range chains {
+		if ch.Table.Name == ours || ch.Hooknum == nil || ch.Type != nftables.ChainTypeFilter || ch.Policy == nil || *ch.Policy != nftables.ChainPolicyDrop {
+			continue
+		}
+		for hook, name := range map[nftables.ChainHook]string{*nftables.ChainHookOutput: "output", *nftables.ChainHookForward: "forward"} {
+			if *ch.Hooknum != hook || d.status != nil && !d.guards(name) {
+				continue
+			}
+			found = true
+			d.say(warning, fmt.Sprintf("nft list chain %s %s %s shows it: have it accept what is to get out, as the guard then refuses what has not been looked up", family(ch.Table.Family), ch.Table.Name, ch.Name),
+				"table %s %s, chain %s drops on hook %s what it does not accept itself, whatever the guard lets through", family(ch.Table.Family), ch.Table.Name, ch.Name, name)
+		}
+	}
+	if !found {
+		d.say(fine, "", "none that drops by default what the guard lets through")
+	}
+}
+
+func family(f nftables.TableFamily) string {
+	switch f {
+	case nftables.TableFamilyINet:
+		return "inet"
+	case nftables.TableFamilyIPv4:
+		return "ip"
+	case nftables.TableFamilyIPv6:
+		return "ip6"
+	case nftables.TableFamilyBridge:
+		return "bridge"
+	case nftables.TableFamilyNetdev:
+		return "netdev"
+	}
+	return "arp"
+}

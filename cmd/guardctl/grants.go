@@ -1,0 +1,137 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/admin"
+)
+
+func (g *guardctl) grantsCommand() *cobra.Command {
+	var name, address, client string
+	cmd := &cobra.Command{
+		Use:   "grants",
+		Short: "What is open now, to whom, until when, and by whose answer",
+		Args:  cobra.NoArgs,
+		RunE: works(func(cmd *cobra.Command, _ []string) error {
+			q, err := grantsQuery(name, address, client)
+			if err != nil {
+				return err
+			}
+			list, err := g.ask().Grants(cmd.Context(), q)
+			if err != nil {
+				return err
+			}
+			return g.show(list, func(w io.Writer) {
+				writeGrants(w, time.Now(), list.Grants)
+				if list.More {
+					fmt.Fprintf(w, "and more than these %d: narrow it down by --name, --address or --client\n", len(list.Grants))
+				}
+			})
+		}),
+	}
+	cmd.Flags().StringVar(&name, "name", "", "only those that an answer for this name has opened, as far as that is remembered")
+	cmd.Flags().StringVar(&address, "address", "", "only those for this address, or in this network")
+	cmd.Flags().StringVar(&client, "client", "", "only those of this client: its address, or as the list has it")
+	return cmd
+}
+
+func grantsQuery(name, address, client string) (q admin.GrantsQuery, err error) {
+	q.Name, q.Client = name, client
+	if address != "" {
+		q.Address, err = admin.ParsePrefix(address)
+	}
+	return q, err
+}
+
+func writeGrants(w io.Writer, now time.Time, grants []admin.Grant) {
+	if len(grants) == 0 {
+		fmt.Fprintln(w, "no grants")
+		return
+	}
+	var rows [][]string
+	for _, x := range grants {
+		names := strings.Join(x.Names, " ")
+		if names == "" {
+			names = "(not remembered)"
+		}
+		only := x.Only
+		if only == "" {
+			only = "anything"
+		}
+		rows = append(rows, []string{x.Address.String(), x.For, only, left(now, x.Until), names})
+	}
+	table(w, []string{"ADDRESS", "FOR", "ONLY", "LEFT", "NAMES"}, rows)
+}
+
+func (g *guardctl) revokeCommand() *cobra.Command {
+	var cut bool
+	var name, address, client string
+	cmd := &cobra.Command{
+		Use:   "revoke [NAME | ADDRESS | NETWORK]",
+		Short: "End grants now, of a name, an address or a client",
+		Long: `End grants before their time: those that an answer for a name has opened, those for an address or
+in a network, or those of a client (--client). Several conditions must all hold. New connections are
+refused at once; live ones go on, unless --cut is given. It is no ban: the next answer opens anew.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: works(func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				if _, err := admin.ParsePrefix(args[0]); err == nil {
+					address = args[0]
+				} else {
+					name = args[0]
+				}
+			}
+			q, err := grantsQuery(name, address, client)
+			if err != nil {
+				return err
+			}
+			return g.revoke(cmd, admin.RevokeRequest{GrantsQuery: q, Cut: cut})
+		}),
+	}
+	cmd.Flags().BoolVar(&cut, "cut", false, "end live connections there as well")
+	cmd.Flags().StringVar(&name, "name", "", "of this name")
+	cmd.Flags().StringVar(&address, "address", "", "for this address, or in this network")
+	cmd.Flags().StringVar(&client, "client", "", "of this client: its address, or as guardctl grants has it")
+	return cmd
+}
+
+func (g *guardctl) flushCommand() *cobra.Command {
+	var cut bool
+	cmd := &cobra.Command{
+		Use:   "flush",
+		Short: "End all grants now",
+		Long:  `End all grants before their time, as if nothing had ever been looked up. It is no ban: the next answers open anew.`,
+		Args:  cobra.NoArgs,
+		RunE: works(func(cmd *cobra.Command, _ []string) error {
+			return g.revoke(cmd, admin.RevokeRequest{All: true, Cut: cut})
+		}),
+	}
+	cmd.Flags().BoolVar(&cut, "cut", false, "end live connections to what is not allowed by the Corefile as well")
+	return cmd
+}
+
+func (g *guardctl) revoke(cmd *cobra.Command, r admin.RevokeRequest) error {
+	n, err := g.ask().Revoke(cmd.Context(), r)
+	if err != nil {
+		return err
+	}
+	return g.show(n, func(w io.Writer) {
+		fmt.Fprintf(w, "%d grants ended", n.Grants)
+		if r.Cut {
+			fmt.Fprintf(w, ", %d connections cut", n.Connections)
+		}
+		fmt.Fprintln(w)
+	})
+}
+
+// isAddress reports whether a text is an address.
+func isAddress(text string) (netip.Addr, bool) {
+	addr, err := netip.ParseAddr(text)
+	return addr, err == nil
+}

@@ -1,0 +1,78 @@
+package ipdestinationguard
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/admin"
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+)
+
+// deny has one packet of a flow denied now, and returns what is told of it.
+func (r *rig) deny(f backend.Flow) admin.Denied {
+	r.Helper()
+	r.kernel.Deny(f, backend.Count{Packets: 2, Bytes: 80})
+	list, err := r.administration().Denied(r.Context(), admin.DeniedQuery{})
+	if err != nil {
+		r.Fatal(err)
+	}
+	for _, d := range list.Flows {
+		if d.Address == f.Addr && d.Port == f.Port && d.Audit == f.Audited && (d.Reason == "invalid") == f.Invalid {
+			return d
+		}
+	}
+	r.Fatalf("%v is not among %+v", f, list.Flows)
+	return admin.Denied{}
+}
+
+func TestDeniedFlowsAreExplained(t *testing.T) {
+	r := newRig(t, "ipdestinationguard nft-both")
+	r.network.links = map[netip.Addr][6]byte{netip.MustParseAddr("192.168.0.7"): {2, 0, 0, 0, 0, 7}, netip.MustParseAddr("192.168.0.9"): {2, 0, 0, 0, 0, 9}}
+	r.asked("192.168.0.7", "a.test. A", "a.test. 300 A 192.0.2.1")
+	r.asked("127.0.0.1", "b.test. A", "b.test. 10 A 192.0.2.2")
+	r.asked("127.0.0.1", "evil.test. A", "evil.test. 10 A 10.1.1.1")
+	r.advance(2 * time.Minute)
+	out := func(to string, port uint16) backend.Flow {
+		return backend.Flow{Kind: backend.Kind{Hook: backend.Output}, Protocol: 6, User: 4_000_000_000, Addr: netip.MustParseAddr(to), Port: port}
+	}
+	through := func(from, to string, port uint16) backend.Flow {
+		return backend.Flow{Kind: backend.Kind{Hook: backend.Forward}, Protocol: 6, Interface: 4_000_000, Client: netip.MustParseAddr(from), Addr: netip.MustParseAddr(to), Port: port}
+	}
+	with := func(f backend.Flow, change func(*backend.Flow)) backend.Flow { change(&f); return f }
+	for _, tt := range []struct {
+		name   string
+		flow   backend.Flow
+		reason string
+		text   string
+	}{
+		{"never", out("192.0.2.9", 443), "never_resolved", "never resolved here"},
+		{"expired", out("192.0.2.2", 443), "expired", "expired 30s ago, was b.test (margin 30s)"},
+		{"another's", through("192.168.0.9", "192.0.2.1", 443), "other_holder", "granted to 192.168.0.7, not to 192.168.0.9 (the answer for a.test)"},
+		{"its own", through("192.168.0.7", "192.0.2.1", 444), "changed", "would pass now: opened by the answer for a.test"},
+		{"stripped", out("10.1.1.1", 443), "stripped", "stripped: private-use (RFC 1918), in the answer for evil.test"},
+		{"a resolver", out("192.0.2.2", 853), "dns_port", "dns port"},
+		{"forged", with(out("192.0.2.2", 1), func(f *backend.Flow) { f.Invalid = true }), "invalid", "belongs to no connection"},
+		{"audit", with(out("192.0.2.8", 443), func(f *backend.Flow) { f.Audited = true }), "never_resolved", "never resolved here"},
+		{"of the kernel", with(out("192.0.2.8", 4500), func(f *backend.Flow) { f.User = backend.NoUser }), "never_resolved", "never resolved here"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got := r.deny(tt.flow)
+			if got.Reason != tt.reason || !strings.HasPrefix(got.Text, tt.text) || got.Packets != 2 {
+				t.Errorf("%+v\nwant %s: %s", got, tt.reason, tt.text)
+			}
+		})
+	}
+}
+
+func TestLogLine(t *testing.T) {
+	got := logLine(&admin.Denied{
+		Hook: "forward", Audit: true, Interface: "lan0", Client: netip.MustParseAddr("192.168.0.9"), Protocol: "tcp", Address: netip.MustParseAddr("192.0.2.1"), Port: 443,
+		Reason: "expired", Text: `expired 12s ago, was a"b.test`, Name: `a"b.test`,
+	}, backend.Count{Packets: 3, Bytes: 180})
+	want := `Denied (audit: it has passed): chain=forward interface=lan0 client=192.168.0.9 protocol=tcp address=192.0.2.1 port=443 packets=3 bytes=180 reason=expired name="a\"b.test" why="expired 12s ago, was a\"b.test"`
+	if got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}

@@ -1,0 +1,165 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/admin"
+	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
+)
+
+// denied waits until a flow to an address and port is listed, and returns it.
+func (w *world) denied(socket, addr string, port uint16, hook string) (found admin.Denied) {
+	w.Helper()
+	c := w.asks(socket)
+	w.eventually(fmt.Sprintf("%s to %s, port %d, is listed as denied", hook, addr, port), func() bool {
+		list, err := c.Denied(context.Background(), admin.DeniedQuery{})
+		w.must(err)
+		for _, d := range list.Flows {
+			if d.Address.String() == addr && d.Port == port && d.Hook == hook {
+				found = d
+				return true
+			}
+		}
+		return false
+	})
+	return found
+}
+
+// Each reason is produced by real packets, and told rightly: in the list, in the log, and
+// as it happens.
+func TestReasons(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	path, option := w.socket()
+	other, routed := w.moreClients()
+	for _, key := range []string{"net/ipv4/conf/all/accept_source_route", "net/ipv4/conf/lan0/accept_source_route"} {
+		w.must(w.guard.Sysctl(key, "1"))
+	}
+	c := w.start(corefile(guardBlock("nft-both", option, "scope application", "ttl 1s 60s", "margin 1s", "upstream 198.18.9.9:53")) +
+		withExamples("ports.test {\nipdestinationguard {\nports tcp/443\n}\nforward . "+resolver4+"\n}\n") +
+		withExamples("users.test {\nipdestinationguard {\nusers 1000\n}\nforward . "+resolver4+"\n}\n"))
+	unit := w.cgroup("denied.service")
+	program := w.program(netlab.As{Cgroup: unit})
+	user := w.program(netlab.As{User: w.user(1001)})
+	ask := func(from sender, server, name, addr string) {
+		t.Helper()
+		if _, n := w.askName(from, server, name, mustAddr(addr)); n == 0 {
+			t.Errorf("%s has no address", name)
+		}
+	}
+	named := func(zone string, ttl int, addr string) string {
+		return strings.Replace(nameOf(ttl, addr), "test.", zone+"test.", 1)
+	}
+	udp := func(from sender, addr string, port uint16) func() {
+		return func() {
+			conn, err := from.Dial(context.Background(), "udp", fmt.Sprintf("%s:%d", addr, port))
+			w.must(err)
+			w.Cleanup(func() { conn.Close() }) // while it is there it is known whose it is
+			_, _ = conn.Write([]byte("x"))
+		}
+	}
+	raw := func(p packet) func() { return func() { _ = send(w.client, "eth0", p) } }
+	source := newUDP("192.168.50.2", "198.18.9.20", 1000, 7)
+	source.options = []byte{131, 7, 4, 198, 18, 9, 21, 0} // loose source route (RFC 791)
+
+	for _, tt := range []struct {
+		name   string
+		before func()
+		packet func()
+		addr   string
+		port   uint16
+		hook   string
+		want   admin.Denied // what of it is said
+	}{
+		{"never resolved", nil, udp(program, "198.18.9.1", 7), "198.18.9.1", 7, "output",
+			admin.Denied{Reason: "never_resolved", Text: "never resolved here", User: "root", Unit: unit.Path()}},
+		{"expired", func() {
+			ask(user, "127.0.0.1", named("", 1, "198.18.9.2"), "198.18.9.2")
+			time.Sleep(3 * time.Second)
+		}, udp(user, "198.18.9.2", 7), "198.18.9.2", 7, "output",
+			admin.Denied{Reason: "expired", Text: "expired ", User: "1001", Name: strings.TrimSuffix(named("", 1, "198.18.9.2"), ".")}},
+		{"granted to another client", func() { ask(w.client, gateway4, named("", 60, "198.18.9.3"), "198.18.9.3") }, udp(other, "198.18.9.3", 7), "198.18.9.3", 7, "forward",
+			admin.Denied{Reason: "other_holder", Text: "granted to 192.168.50.2, not to " + neighbour4, Client: mustAddr(neighbour4), Interface: "lan1"}},
+		{"granted to a routed client", func() { ask(routed, neighbourGateway4, named("", 60, "198.18.9.4"), "198.18.9.4") }, udp(w.client, "198.18.9.4", 7), "198.18.9.4", 7, "forward",
+			admin.Denied{Reason: "other_holder", Text: "granted to " + routed4 + ", not to 192.168.50.2", Interface: "lan0"}},
+		{"granted to another program", func() { ask(user, "127.0.0.1", named("", 60, "198.18.9.5"), "198.18.9.5") }, udp(program, "198.18.9.5", 7), "198.18.9.5", 7, "output",
+			admin.Denied{Reason: "other_holder", Unit: unit.Path()}},
+		{"another port", func() { ask(w.client, gateway4, named("ports.", 60, "198.18.9.6"), "198.18.9.6") }, udp(w.client, "198.18.9.6", 80), "198.18.9.6", 80, "forward",
+			admin.Denied{Reason: "other_port", Text: "port not in the block's ports: opened by the answer for " + strings.TrimSuffix(named("ports.", 60, "198.18.9.6"), ".") + ", for tcp/443 only"}},
+		{"another program than the block's", func() { ask(user, "127.0.0.1", named("users.", 60, "198.18.9.7"), "198.18.9.7") }, udp(user, "198.18.9.7", 7), "198.18.9.7", 7, "output",
+			admin.Denied{Reason: "other_program"}},
+		{"stripped", func() { w.askName(w.client, gateway4, "a-10-9-9-9.evil.test.", mustAddr("10.9.9.9")) }, udp(w.client, "10.9.9.9", 7), "10.9.9.9", 7, "forward",
+			admin.Denied{Reason: "stripped", Text: "stripped: private-use (RFC 1918), in the answer for a-10-9-9-9.evil.test", Name: "a-10-9-9-9.evil.test"}},
+		{"a resolver", func() { ask(w.client, gateway4, named("", 60, "198.18.9.8"), "198.18.9.8") }, udp(w.client, "198.18.9.8", 53), "198.18.9.8", 53, "forward",
+			admin.Denied{Reason: "dns_port", Text: "dns port"}},
+		{"upstream", nil, udp(user, "198.18.9.9", 53), "198.18.9.9", 53, "output", admin.Denied{Reason: "others_ask", Text: "only CoreDNS asks upstream"}},
+		{"revoked", func() {
+			ask(w.client, gateway4, named("", 60, "198.18.9.10"), "198.18.9.10")
+			w.ctl(path, exitOK, "revoke", "198.18.9.10")
+		}, udp(w.client, "198.18.9.10", 7), "198.18.9.10", 7, "forward", admin.Denied{Reason: "ended_early", Text: "ended early, was "}},
+		{"no connection's", nil, raw(newTCP("192.168.50.2", "198.18.9.11", 999, 7, syn|fin|rst)), "198.18.9.11", 7, "forward",
+			admin.Denied{Reason: "invalid", Text: "belongs to no connection"}},
+		{"source routing", nil, raw(source), "198.18.9.20", 7, "forward", admin.Denied{Reason: "source_route"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.before != nil {
+				tt.before()
+			}
+			tt.packet()
+			var got admin.Denied
+			want := tt.want
+			right := func() bool {
+				got = w.denied(path, tt.addr, tt.port, tt.hook)
+				return got.Reason == want.Reason && strings.HasPrefix(got.Text, want.Text) && (want.User == "" || got.User == want.User) &&
+					(want.Unit == "" || got.Unit == want.Unit) && (want.Name == "" || got.Name == want.Name) && (!want.Client.IsValid() || got.Client == want.Client) &&
+					(want.Interface == "" || got.Interface == want.Interface) && !got.Audit && got.Packets > 0
+			}
+			for end := time.Now().Add(3 * time.Second); !right(); time.Sleep(50 * time.Millisecond) { // until a packet has been shown
+				if time.Now().After(end) {
+					t.Fatalf("got  %+v\nwant %+v", got, want)
+				}
+			}
+		})
+	}
+	for _, line := range []string{
+		"Denied: chain=output user=root unit=" + unit.Path() + " protocol=udp address=198.18.9.1 port=7 packets=1 ",
+		"reason=stripped name=\"a-10-9-9-9.evil.test\" why=\"stripped: private-use (RFC 1918), in the answer for a-10-9-9-9.evil.test\"",
+	} {
+		if !strings.Contains(c.Output(), line) {
+			t.Errorf("not in the log: %s", line)
+		}
+	}
+}
+
+// A flow is told of at once to who follows, in a line; in audit it is said to have passed.
+func TestDeniedIsFollowed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	path, option := w.socket()
+	w.start(corefile(guardBlock("nft-both", option, "audit gateway")))
+	binary, err := buildGuardctl()
+	w.must(err)
+	follow := w.guard.Command(binary, "--socket", path, "denied", "-f")
+	w.must(follow.Start())
+	self, behind := w.self(), w.behind()
+	w.eventually("it follows, and is told at once", func() bool {
+		_ = w.connect(w.guard, "udp", self.addr4(int(time.Now().UnixNano()%200)))
+		return strings.Contains(follow.Output(), "refused: user root to ")
+	})
+	w.wantOpen(w.client, "tcp", behind.addr4(77))
+	w.eventually("audit is told of", func() bool {
+		return strings.Contains(follow.Output(), "audit: 192.168.50.2 (lan0) to "+behind.addr4(77)+" tcp/7, ")
+	})
+	w.must(follow.Signal(syscall.SIGINT))
+	if err := follow.Wait(); err != nil {
+		t.Errorf("interrupted, it ended with: %v", err)
+	}
+	if out := w.ctl(path, exitOK, "denied"); !strings.Contains(out, behind.addr4(77)) || !strings.Contains(out, "never resolved here") {
+		t.Errorf("denied:\n%s", out)
+	}
+}

@@ -1,0 +1,220 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/nftables"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
+)
+
+// A patient is a guard's machine with files of its own, and the doctor's way to it.
+type patient struct {
+	*world
+	root, socket string
+	coredns      *coredns
+}
+
+// files of a machine where nothing is wrong.
+var healthyFiles = map[string]string{
+	"etc/resolv.conf":   "nameserver 127.0.0.1\noptions edns0\n",
+	"etc/nsswitch.conf": "passwd: files\nhosts: files dns # as it should be\n",
+}
+
+func newPatient(t *testing.T) *patient {
+	p := &patient{world: newWorld(t), root: t.TempDir()}
+	p.must(os.Chmod(filepath.Dir(p.root), 0o755))
+	p.must(os.Chmod(p.root, 0o755))
+	for path, text := range healthyFiles {
+		p.write(path, text)
+	}
+	p.must(p.guard.Sysctl("net/ipv4/conf/all/rp_filter", "1"))
+	return p
+}
+
+func (p *patient) write(path, text string) {
+	p.Helper()
+	path = filepath.Join(p.root, path)
+	p.must(os.MkdirAll(filepath.Dir(path), 0o755))
+	p.must(os.WriteFile(path, []byte(text), 0o644))
+}
+
+func (p *patient) serve(mode string, options ...string) {
+	p.Helper()
+	var option string
+	p.socket, option = p.world.socket()
+	p.coredns = p.start(corefile(guardBlock(mode, append(options, option)...)))
+}
+
+// found are the doctor's findings but for what is right: check and level, and how it
+// ended.
+func (p *patient) found(as netlab.As) (found []string, code int) {
+	p.Helper()
+	out, code := p.guardctl(as, p.socket, "doctor", "--json", "--root", p.root)
+	var v struct {
+		Findings []struct{ Check, Level, Text, Advice string }
+	}
+	if err := json.Unmarshal([]byte(out), &v); err != nil || len(v.Findings) < 10 {
+		p.Fatalf("%d findings, %v: %s", len(v.Findings), err, out)
+	}
+	for _, f := range v.Findings {
+		if f.Level == "ok" || f.Check == "kernel" {
+			continue
+		}
+		if f.Advice == "" {
+			p.Errorf("nothing is to be done about %+v", f)
+		}
+		found = append(found, fmt.Sprintf("%s: %s: %s", f.Level, f.Check, f.Text))
+	}
+	return found, code
+}
+
+// Nothing is found on a machine where nothing is wrong, and one thing on one where one
+// thing is.
+func TestDoctor(t *testing.T) {
+	const answerElsewhere = "hosts: files resolve [!UNAVAIL=return] dns\n"
+	for _, tt := range []struct {
+		name    string
+		mode    string
+		options []string
+		breaks  func(*patient)
+		want    []string // how findings begin
+	}{
+		{name: "nothing", mode: "nft-both"},
+		{name: "nothing, on a server", mode: "nft-local", breaks: func(p *patient) {
+			p.must(p.guard.Sysctl("net/ipv4/ip_forward", "0"))
+			p.must(p.guard.Sysctl("net/ipv6/conf/all/forwarding", "0"))
+		}},
+		{name: "CoreDNS is dead", mode: "nft-both", breaks: func(p *patient) {
+			p.must(p.coredns.Signal(syscall.SIGKILL))
+			_ = p.coredns.Wait()
+		}, want: []string{"failure: guard: no guard answers", "failure: answers: nobody answers at 127.0.0.1:53"}},
+		{name: "audit", mode: "nft-both", options: []string{"audit gateway"}, want: []string{"warning: guard: what it forwards: AUDIT"}},
+		{name: "disarmed", mode: "nft-both", breaks: func(p *patient) { p.ctl(p.socket, exitOK, "disarm") },
+			want: []string{"failure: guard: it has been disarmed", "warning: forwarding: this machine forwards IPv4 IPv6"}},
+		{name: "another resolver", mode: "nft-local", breaks: func(p *patient) {
+			p.write("etc/resolv.conf", "nameserver 9.9.9.9\n")
+			p.must(p.guard.Sysctl("net/ipv4/ip_forward", "0"))
+			p.must(p.guard.Sysctl("net/ipv6/conf/all/forwarding", "0"))
+		}, want: []string{"failure: resolv.conf: programs ask 9.9.9.9"}},
+		{name: "another resolver, of a gateway that is not guarded itself", mode: "nft-gateway", breaks: func(p *patient) { p.write("etc/resolv.conf", "nameserver 9.9.9.9\n") },
+			want: []string{"warning: resolv.conf: programs ask 9.9.9.9"}},
+		{name: "systemd-resolved's stub", mode: "nft-both", breaks: func(p *patient) { p.write("etc/resolv.conf", "nameserver 127.0.0.53\n") },
+			want: []string{"warning: resolv.conf: programs ask systemd-resolved"}},
+		{name: "an empty resolv.conf", mode: "nft-both", breaks: func(p *patient) { p.write("etc/resolv.conf", "") }, want: []string{"warning: resolv.conf: it names no server"}},
+		{name: "no resolv.conf", mode: "nft-both", breaks: func(p *patient) { p.must(os.Remove(filepath.Join(p.root, "etc/resolv.conf"))) },
+			want: []string{"warning: resolv.conf: there is no"}},
+		{name: "resolve before dns", mode: "nft-both", breaks: func(p *patient) { p.write("etc/nsswitch.conf", answerElsewhere) },
+			want: []string{"warning: nsswitch.conf: hosts: goes to systemd-resolved"}},
+		{name: "no dns", mode: "nft-both", breaks: func(p *patient) { p.write("etc/nsswitch.conf", "hosts: files ldap\n") }, want: []string{"failure: nsswitch.conf: hosts: has no dns"}},
+		{name: "mdns", mode: "nft-both", breaks: func(p *patient) {
+			p.write("etc/nsswitch.conf", "hosts: files mdns4_minimal [NOTFOUND=return] dns\n")
+		}, want: []string{"warning: nsswitch.conf: names that end in .local"}},
+		{name: "no line for hosts", mode: "nft-both", breaks: func(p *patient) { p.write("etc/nsswitch.conf", "passwd: files\n") }, want: []string{"warning: nsswitch.conf: there is no line hosts:"}},
+		{name: "systemd-resolved", mode: "nft-both", breaks: (*patient).resolved, want: []string{"warning: resolvers between: systemd-resolved runs"}},
+		{name: "systemd-resolved, and applications", mode: "nft-both", options: []string{"scope application"}, breaks: (*patient).resolved,
+			want: []string{"failure: resolvers between: systemd-resolved runs"}},
+		{name: "upstream is shut", mode: "nft-both", breaks: func(p *patient) {
+			p.must(p.coredns.Stop())
+			_, option := p.world.socket()
+			p.socket = strings.TrimPrefix(option, "admin unix:")
+			p.start(strings.Replace(corefile(guardBlock("nft-both", option)), "forward . "+resolver4, "forward . 192.0.2.99", 1))
+		}, want: []string{"failure: answers: 127.0.0.1:53"}},
+		{name: "no forwarding", mode: "nft-both", breaks: func(p *patient) { p.must(p.guard.Sysctl("net/ipv4/ip_forward", "0")) },
+			want: []string{"failure: forwarding: the mode is for a gateway"}},
+		{name: "no forwarding of IPv6", mode: "nft-both", breaks: func(p *patient) { p.must(p.guard.Sysctl("net/ipv6/conf/all/forwarding", "0")) },
+			want: []string{"warning: forwarding: this machine forwards no IPv6"}},
+		{name: "forwarding on a server", mode: "nft-local", want: []string{"warning: forwarding: this machine forwards IPv4 IPv6"}},
+		{name: "forged sources", mode: "nft-both", breaks: func(p *patient) {
+			for _, i := range []string{"all", "lan0", "wan0"} {
+				p.must(p.guard.Sysctl("net/ipv4/conf/"+i+"/rp_filter", "0"))
+			}
+		}, want: []string{"warning: forged sources: packets with forged sources are taken from lan0 wan0"}},
+		{name: "another firewall", mode: "nft-both", breaks: func(p *patient) { p.foreignChain(nftables.ChainHookForward) },
+			want: []string{"warning: other firewalls: table ip other, chain theirs drops on hook forward"}},
+		{name: "another firewall, for what is not guarded", mode: "nft-local", breaks: func(p *patient) {
+			p.must(p.guard.Sysctl("net/ipv4/ip_forward", "0"))
+			p.must(p.guard.Sysctl("net/ipv6/conf/all/forwarding", "0"))
+			p.foreignChain(nftables.ChainHookForward)
+		}},
+		{name: "another firewall that drops everything", mode: "nft-local", breaks: func(p *patient) {
+			p.must(p.guard.Sysctl("net/ipv4/ip_forward", "0"))
+			p.must(p.guard.Sysctl("net/ipv6/conf/all/forwarding", "0"))
+			p.foreignChain(nftables.ChainHookOutput)
+		}, want: []string{"failure: answers: ", "warning: other firewalls: table ip other, chain theirs drops on hook output"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			p := newPatient(t)
+			p.serve(tt.mode, tt.options...)
+			if tt.breaks != nil {
+				tt.breaks(p)
+			}
+			found, code := p.found(netlab.As{})
+			failed := false
+			for i, f := range found {
+				failed = failed || strings.HasPrefix(f, "failure")
+				if i >= len(tt.want) || !strings.HasPrefix(f, tt.want[i]) {
+					t.Errorf("found: %s", f)
+				}
+			}
+			if len(found) != len(tt.want) {
+				t.Errorf("%d findings, want %q", len(found), tt.want)
+			}
+			if failed != (code == exitNo) || !failed && code != exitOK {
+				t.Errorf("it ended with %d", code)
+			}
+		})
+	}
+}
+
+// Who may do less is told what could not be looked at.
+func TestDoctorOfAStranger(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	as := netlab.As{User: p.user(1000)}
+	p.serve("nft-both")
+	found, code := p.found(as)
+	if len(found) == 0 || !strings.HasPrefix(found[0], "skipped: guard: ") || code != exitOK {
+		t.Errorf("%q, and it ended with %d", found, code)
+	}
+	for _, f := range found {
+		if !strings.HasPrefix(f, "skipped: ") {
+			t.Errorf("found: %s", f)
+		}
+	}
+}
+
+// resolved is what the doctor finds of a systemd-resolved that runs.
+func (p *patient) resolved() {
+	p.Helper()
+	path := filepath.Join(p.root, "run/systemd/resolve/io.systemd.Resolve")
+	p.must(os.MkdirAll(filepath.Dir(path), 0o755))
+	l, err := net.Listen("unix", path)
+	p.must(err)
+	p.Cleanup(func() { l.Close() })
+}
+
+// foreignChain drops all that comes by a hook.
+func (p *patient) foreignChain(hook *nftables.ChainHook) {
+	p.Helper()
+	p.must(p.guard.Do(func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		drop := nftables.ChainPolicyDrop
+		c.AddChain(&nftables.Chain{
+			Table: c.AddTable(&nftables.Table{Name: "other", Family: nftables.TableFamilyIPv4}), Name: "theirs",
+			Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter, Policy: &drop,
+		})
+		return c.Flush()
+	}))
+}

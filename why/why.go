@@ -1,0 +1,227 @@
+package why
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+)
+
+// A Flow is what begins a connection: who sends what where to.
+type Flow struct {
+	To       netip.Addr // never IPv4-mapped
+	Protocol uint8      // as in the IP header
+	Port     uint16     // 0 for protocols that have none
+
+	// Forwarded is what others send through this machine: Client, and by what interface
+	// it comes in, as far as that is known. Link is the client by its Ethernet address, or
+	// the zero value.
+	Forwarded bool
+	Client    netip.Addr
+	In        string
+	Link      backend.Scope
+
+	// Program has sent what is not forwarded; nil is any.
+	Program *Program
+}
+
+// Program is one of this machine.
+type Program struct {
+	User    uint32
+	Cgroups []uint64 // its own and those above it, or none if that is not known
+	Unit    string   // how to call it, or empty
+}
+
+// A Reason is why a flow passes or does not, as metrics and scripts have it.
+type Reason string
+
+// What lets a flow pass.
+const (
+	Granted   Reason = "granted"
+	Allowed   Reason = "allowed"
+	Upstream  Reason = "upstream"  // CoreDNS asks its resolvers
+	Itself    Reason = "itself"    // to this machine
+	Captured  Reason = "captured"  // CoreDNS answers it
+	Unguarded Reason = "unguarded" // the mode or the interface
+)
+
+// What does not.
+const (
+	NeverResolved Reason = "never_resolved"
+	Expired       Reason = "expired"
+	EndedEarly    Reason = "ended_early"
+	OtherHolder   Reason = "other_holder"
+	OtherPort     Reason = "other_port"    // than those of the server block
+	OtherProgram  Reason = "other_program" // than those of the server block
+	Stripped      Reason = "stripped"
+	DNSPort       Reason = "dns_port"
+	OthersAsk     Reason = "others_ask" // resolvers that only CoreDNS may ask
+	Unassigned    Reason = "unassigned" // an address of a route's pool that no name has
+)
+
+// A Verdict is what becomes of a flow, and why.
+type Verdict struct {
+	Passes bool
+	Reason Reason
+	Text   string // a sentence for people
+
+	// Lingers is true where it would be refused, had nothing been sent there lately: what
+	// is in use stays open, and only the kernel knows that.
+	Lingers bool
+
+	Holder backend.Scope // whose grant it is
+	Until  time.Time     // when that ends
+	Answer *Answer       // that it is about, if it is known
+}
+
+// Knowledge is what verdicts go by.
+type Knowledge struct {
+	Rules   backend.Rules
+	InForce func(backend.Key) (until time.Time, confirmed bool) // see expiry.Table.Lookup
+	Answers func(netip.Addr) []Answer                           // the latest first
+	Own     func(netip.Addr) bool                               // addresses of this machine
+
+	// Mapped returns whose address of a route's pool it is, and the real one behind it. Without
+	// it, each such address is taken for somebody's.
+	Mapped func(netip.Addr) (name string, real netip.Addr, ok bool)
+
+	Margin time.Duration              // for the text
+	Call   func(backend.Scope) string // what people call a holder; nil is as it is
+	Now    time.Time
+}
+
+// Explain says what becomes of a flow. It takes the way of the packet through the chain.
+func (k *Knowledge) Explain(f *Flow) Verdict {
+	guarded := k.Rules.Local
+	if f.Forwarded {
+		guarded = k.Rules.Gateway
+	}
+	switch {
+	case k.Own != nil && k.Own(f.To), f.To.IsLoopback():
+		return pass(Itself, "it goes to this machine itself, which is not guarded")
+	case !guarded:
+		return pass(Unguarded, "what the machine %s is not guarded in this mode", f.does())
+	case f.Forwarded && f.In != "" && len(k.Rules.Interfaces) > 0 && !slices.Contains(k.Rules.Interfaces, f.In):
+		return pass(Unguarded, "it comes in by %s, which is not among the interfaces that are guarded", f.In)
+	case k.pooled(f.To) && !(f.Forwarded && k.Rules.Capture != 0 && f.asks() && f.Port == 53):
+		return k.mapped(f)
+	case f.Forwarded && k.Rules.Capture != 0 && f.asks() && f.Port == 53:
+		return pass(Captured, "CoreDNS answers it itself (capture)")
+	case contains(k.Rules.Allowed, f.To):
+		return pass(Allowed, "allowedIPs")
+	case !f.Forwarded && contains(k.Rules.AllowedLocal, f.To):
+		return pass(Allowed, "allowedLocalIPs")
+	case f.Forwarded && contains(k.Rules.AllowedGateway, f.To):
+		return pass(Allowed, "allowedGatewayIPs")
+	case f.asks() && slices.Contains(k.Rules.Upstream, netip.AddrPortFrom(f.To, f.Port)):
+		if !f.Forwarded && f.Program.is(k.Rules.Self) {
+			return pass(Upstream, "CoreDNS asks upstream")
+		}
+		return refuse(OthersAsk, "only CoreDNS asks upstream")
+	case f.asks() && (f.Port == 53 || f.Port == 853) && !k.Rules.DNSPorts:
+		return refuse(DNSPort, "dns port: no answer opens another resolver")
+	}
+	return k.grants(f)
+}
+
+// pooled reports whether an address is of a route's pool.
+func (k *Knowledge) pooled(addr netip.Addr) bool {
+	return slices.ContainsFunc(k.Rules.Routes, func(r backend.Route) bool { return contains(r.Pools, addr) })
+}
+
+// mapped is what becomes of packets to an address of a pool: only a grant opens it.
+func (k *Knowledge) mapped(f *Flow) Verdict {
+	if k.Mapped == nil {
+		return k.grants(f)
+	}
+	name, real, ok := k.Mapped(f.To)
+	switch {
+	case !ok:
+		return refuse(Unassigned, "unassigned: an address of a route's pool that no name has now")
+	case k.Own != nil && k.Own(real):
+		return refuse(Stripped, "mapped address of %s, behind which is an address of this machine", Plain(name))
+	}
+	v := k.grants(f)
+	v.Text = fmt.Sprintf("mapped address of %s (now %v): %s", Plain(name), real, v.Text)
+	return v
+}
+
+func pass(r Reason, format string, args ...any) Verdict {
+	return Verdict{Passes: true, Reason: r, Text: fmt.Sprintf(format, args...)}
+}
+
+func refuse(r Reason, format string, args ...any) Verdict {
+	return Verdict{Reason: r, Text: fmt.Sprintf(format, args...)}
+}
+
+// asks reports whether it can be a question to a resolver.
+func (f *Flow) asks() bool {
+	return f.Protocol == backend.Protocols["tcp"] || f.Protocol == backend.Protocols["udp"]
+}
+
+func (f *Flow) does() string {
+	if f.Forwarded {
+		return "forwards"
+	}
+	return "sends"
+}
+
+func (p *Program) is(q backend.Program) bool {
+	switch {
+	case p == nil:
+		return false
+	case q.Cgroup.ID != 0:
+		return slices.Contains(p.Cgroups, q.Cgroup.ID)
+	}
+	return p.User == q.User
+}
+
+func contains(networks []netip.Prefix, addr netip.Addr) bool {
+	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(addr) })
+}
+
+// holders are the scopes of any packet that the sender can use grants of.
+func (k *Knowledge) holders(f *Flow) []backend.Scope {
+	can := []backend.Scope{{Holder: backend.Everyone}}
+	known := k.Rules.LocalHolders
+	if f.Forwarded {
+		known = k.Rules.GatewayHolders
+		if f.Client.IsValid() {
+			can = append(can, backend.ClientScope(f.Client))
+		}
+		if f.Link.Holder == backend.Link && contains(k.Rules.OnLink, f.Client) {
+			can = append(can, f.Link)
+		}
+	} else {
+		can = append(can, backend.Scope{Holder: backend.Machine})
+		if f.Program != nil {
+			can = append(can, backend.UserScope(f.Program.User))
+			for _, id := range f.Program.Cgroups {
+				can = append(can, backend.UnitScope(id))
+			}
+		}
+	}
+	return slices.DeleteFunc(can, func(s backend.Scope) bool { return !slices.Contains(known, s.Holder) })
+}
+
+// mismatch says which predicate of a class a flow does not match, or nothing.
+func (f *Flow) mismatch(p *backend.Predicates) Reason {
+	if len(p.Ports) > 0 && !slices.ContainsFunc(p.Ports, func(r backend.Ports) bool {
+		return r.Protocol == f.Protocol && r.First <= f.Port && f.Port <= r.Last
+	}) {
+		return OtherPort
+	}
+	if !p.Local() {
+		return ""
+	}
+	if f.Forwarded || f.Program == nil ||
+		len(p.Users) > 0 && !slices.Contains(p.Users, f.Program.User) ||
+		len(p.Units) > 0 && !slices.ContainsFunc(p.Units, func(u backend.Cgroup) bool {
+			return u.ID != 0 && slices.Contains(f.Program.Cgroups, u.ID)
+		}) {
+		return OtherProgram
+	}
+	return ""
+}
