@@ -35,12 +35,7 @@ func (g *guard) holder(ctx context.Context, w dns.ResponseWriter, request *dns.M
 	case s.scope != scopeApplication && !s.gateway():
 		return backend.Scope{Holder: backend.Machine}, nil
 	}
-	addr := addrOf(w.RemoteAddr())
-	if len(s.forwarders) > 0 && contains(s.forwarders, addr) {
-		if client, ok := clientSubnet(request); ok && !g.around.Own(client) && !client.IsUnspecified() {
-			addr = client // and never this machine, whose programs ask for themselves
-		}
-	}
+	addr, _ := g.client(s, w, request)
 	local := !addr.IsValid() || g.around.Own(addr)
 	switch {
 	case local && s.scope == scopeApplication:
@@ -59,6 +54,17 @@ func (g *guard) holder(ctx context.Context, w dns.ResponseWriter, request *dns.M
 		}
 	}
 	return backend.ClientScope(addr.WithZone("")), nil
+}
+
+// client is the address of who asks, and whether a forwarder has asked for it.
+func (g *guard) client(s *settings, w dns.ResponseWriter, request *dns.Msg) (addr netip.Addr, forwarded bool) {
+	addr = addrOf(w.RemoteAddr())
+	if len(s.forwarders) > 0 && contains(s.forwarders, addr) {
+		if client, ok := clientSubnet(request); ok && !g.around.Own(client) && !client.IsUnspecified() {
+			return client, true // and never this machine, whose programs ask for themselves
+		}
+	}
+	return addr, false
 }
 
 // addrOf is the IP address of a client, without a zone unless it needs one.

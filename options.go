@@ -105,6 +105,7 @@ var options = map[string]option{
 		p.policy.refuseOthers = others == "refuse"
 		return err
 	}},
+	"clients": {repeatable: true, perBlock: true, read: (*parser).addClients},
 	"private": {repeatable: true, perBlock: true, read: (*parser).addPrivate},
 	"canary": {perBlock: true, read: func(p *parser, args []string) error {
 		canary, err := p.oneOf("canary", args, "on (programs are told to stay with this resolver) or off", "on", "off")

@@ -20,6 +20,7 @@ type policy struct {
 	refuseOthers  bool     // or else the answers for others pass, and open nothing
 	private       []rule
 	canary        bool // browsers are told to stay with this resolver
+	clients       clients
 
 	predicates backend.Predicates // of the packets that the answers are for
 	class      backend.Class      // the number that they have
