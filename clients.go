@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/coredns/coredns/core/dnsserver"
-	"github.com/coredns/coredns/plugin"
 	"github.com/miekg/dns"
 )
 
@@ -87,11 +86,11 @@ func (c *clients) check(block *dnsserver.Config) error {
 	const do = "write tls CERT KEY CA { client_auth require_and_verify } in this server block, and tls://, https://, https3:// or quic:// before its names"
 	switch config := block.TLSConfig; {
 	case config == nil:
-		return plugin.Error(name, fmt.Errorf("%s: clients cert: nobody shows a certificate here: %s", c.place, do))
+		return fmt.Errorf("%s: clients cert: nobody shows a certificate here: %s", c.place, do)
 	case config.ClientAuth != tls.RequireAndVerifyClientCert && config.ClientAuth != tls.VerifyClientCertIfGiven:
-		return plugin.Error(name, fmt.Errorf("%s: clients cert: clients' certificates are not verified here: %s", c.place, do))
+		return fmt.Errorf("%s: clients cert: clients' certificates are not verified here: %s", c.place, do)
 	case config.ClientCAs == nil:
-		return plugin.Error(name, fmt.Errorf("%s: clients cert: whoever has a certificate of any public authority would count: name the authority of your clients as the third file of tls: %s", c.place, do))
+		return fmt.Errorf("%s: clients cert: whoever has a certificate of any public authority would count: name the authority of your clients as the third file of tls: %s", c.place, do)
 	}
 	return nil
 }

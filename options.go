@@ -106,6 +106,8 @@ var options = map[string]option{
 		return err
 	}},
 	"clients": {repeatable: true, perBlock: true, read: (*parser).addClients},
+	"require": {repeatable: true, perBlock: true, read: (*parser).requireOption},
+	"dnssec":  {repeatable: true, perBlock: true, read: (*parser).addDNSSEC},
 	"private": {repeatable: true, perBlock: true, read: (*parser).addPrivate},
 	"canary": {perBlock: true, read: func(p *parser, args []string) error {
 		canary, err := p.oneOf("canary", args, "on (programs are told to stay with this resolver) or off", "on", "off")

@@ -27,6 +27,9 @@ func parse(c *caddy.Controller) (*settings, *policy, error) {
 		if err := read.settleNames(); err != nil {
 			return nil, nil, err
 		}
+		if err := read.settleDNSSEC(); err != nil {
+			return nil, nil, err
+		}
 	}
 	switch {
 	case read == nil:

@@ -50,7 +50,7 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 	}
 	q := newQuery()
 	q.Context, q.ResponseWriter, q.handler, q.request, q.question = ctx, w, h, r, r.Question[0]
-	rcode, err := h.next(q, r)
+	rcode, err := h.next(q, q.ask(r))
 	if q.refused {
 		// The client has its SERVFAIL. Whatever the chain thinks, the server
 		// must not answer a second time.

@@ -60,6 +60,8 @@ func (q *query) WriteMsg(m *dns.Msg) error {
 		answersFailed.Inc()
 		q.refused = true
 		m = refusal(q.request, q.question, err)
+	} else {
+		m = q.returned(m)
 	}
 	return q.ResponseWriter.WriteMsg(m)
 }
@@ -74,6 +76,7 @@ func (q *query) permitted(m *dns.Msg) (*dns.Msg, error) {
 	if err != nil {
 		return nil, err
 	}
+	said := m
 	m = q.strip(m, scope)
 	if scope.Holder == nobody.Holder {
 		return m, nil
@@ -82,6 +85,11 @@ func (q *query) permitted(m *dns.Msg) (*dns.Msg, error) {
 	targets, err := readAnswer(q.question, m, few[:0])
 	if err != nil {
 		return nil, err
+	}
+	if len(targets) > 0 {
+		if err := q.proven(said); err != nil {
+			return nil, err
+		}
 	}
 	return m, g.permit(q.Context, scope, q.question.Name, targets)
 }
@@ -124,7 +132,9 @@ func refusal(request *dns.Msg, question dns.Question, reason error) *dns.Msg {
 	m.Question = []dns.Question{question}
 	m.RecursionAvailable = true
 	code := dns.ExtendedErrorCodeOther
-	if errors.Is(reason, backend.ErrLate) {
+	if unproven, ok := codeOf(reason); ok {
+		code = unproven
+	} else if errors.Is(reason, backend.ErrLate) {
 		code = dns.ExtendedErrorCodeNotReady
 	}
 	explain(m, request, code, reason.Error())
