@@ -15,6 +15,8 @@ type dnssec struct {
 	ad       *names.List // names whose answers the upstream must have authenticated
 	insecure bool        // also an upstream that anybody could speak for
 
+	signed bool // what is proven to be unsigned opens nothing
+
 	zones []string // that ad is of
 	place string   // file:line of the first line
 }
@@ -72,7 +74,7 @@ func wantsSignatures(r *dns.Msg) bool {
 	return opt != nil && opt.Do()
 }
 
-// addDNSSEC reads `dnssec ad ZONE... [insecure]`.
+// addDNSSEC reads `dnssec ad ZONE... [insecure]` and `dnssec validate`.
 func (p *parser) addDNSSEC(args []string) error {
 	d := &p.policy.dnssec
 	if d.place == "" {
@@ -87,8 +89,10 @@ func (p *parser) addDNSSEC(args []string) error {
 			return p.Errf("dnssec ad: for which zones? With dnssec ad . nothing opens but what is signed")
 		}
 		return p.addZones("dnssec ad", &d.zones, zones)
+	case "validate":
+		return p.addValidation(zones)
 	default:
-		return p.Errf("dnssec %q: it is ad (the upstream has to authenticate answers)", kind)
+		return p.Errf("dnssec %q: it is ad (the upstream has to authenticate answers) or validate (that is done here)", kind)
 	}
 }
 
@@ -124,6 +128,9 @@ func (p *parser) settleDNSSEC() (err error) {
 	if d.ad, err = namesIn(d.zones); err != nil {
 		return p.Errf("dnssec: %v", err)
 	}
+	if d.signed && p.policy.validation == nil {
+		return p.Errf("require signed: nothing is validated in this server block: it takes a line dnssec validate")
+	}
 	return nil
 }
 
@@ -136,13 +143,17 @@ func codeOf(reason error) (code uint16, ok bool) {
 	return 0, false
 }
 
-// requireOption reads `require encrypted`.
+// requireOption reads `require encrypted` and `require signed`.
 func (p *parser) requireOption(args []string) error {
 	for _, arg := range args {
-		if arg != "encrypted" {
-			return p.Errf("require %q: it is encrypted (no question leaves in plain text)", arg)
+		switch arg {
+		case "encrypted":
+			p.policy.encrypted = here(p.Controller)
+		case "signed":
+			p.policy.dnssec.signed = true
+		default:
+			return p.Errf("require %q: it is encrypted (no question leaves in plain text) or signed (dnssec validate: what nobody has signed opens nothing)", arg)
 		}
-		p.policy.encrypted = here(p.Controller)
 	}
 	return nil
 }

@@ -26,6 +26,7 @@ type policy struct {
 	clients       clients
 	encrypted     string // file:line that demands encrypted upstreams
 	dnssec        dnssec
+	validation    *validation // nil is none
 
 	predicates backend.Predicates // of the packets that the answers are for
 	class      backend.Class      // the number that they have
@@ -78,8 +79,9 @@ func (p *policy) open() error {
 	return nil
 }
 
-// close ends the following of files.
+// close ends the following of files, and validation.
 func (p *policy) close() error {
+	p.validation.close()
 	for _, file := range p.files() {
 		file.Close()
 	}
@@ -91,6 +93,9 @@ func (p *policy) check(block *dnsserver.Config, corefile caddy.Input) error {
 	err := p.clients.check(block)
 	if err == nil {
 		err = p.checkUpstreams(corefile, log.Warningf)
+	}
+	if err == nil {
+		err = p.validation.check(block)
 	}
 	if err != nil {
 		err = plugin.Error(name, err)

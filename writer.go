@@ -76,6 +76,9 @@ func (q *query) permitted(m *dns.Msg) (*dns.Msg, error) {
 	if err != nil {
 		return nil, err
 	}
+	if m, err = q.validated(m); err != nil {
+		return nil, err
+	}
 	said := m
 	m = q.strip(m, scope)
 	if scope.Holder == nobody.Holder {
