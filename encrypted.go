@@ -36,6 +36,9 @@ func upstreamsOf(corefile caddy.Input, place string) *upstreams {
 			u.visit(i)
 		}
 	}
+	if len(u.visited) == 0 {
+		u.unknown = append(u.unknown, "how this server block finds its answers")
+	}
 	return u
 }
 

@@ -73,6 +73,14 @@ func TestEncryptedUpstreams(t *testing.T) {
 	}
 }
 
+// A block that cannot be found is not taken for a good one.
+func TestEncryptedUpstreamsOfNobody(t *testing.T) {
+	u := upstreamsOf(caddy.CaddyfileInput{Filepath: "Corefile", Contents: []byte(". {\nforward . tls://192.0.2.53\n}\n")}, "Corefile:2")
+	if len(u.unknown) != 1 {
+		t.Errorf("%+v", u)
+	}
+}
+
 // What a snippet demands, all blocks that import it have to have.
 func TestEncryptedUpstreamsOfSnippet(t *testing.T) {
 	text := "(guard) {\nipdestinationguard nft-local {\nrequire encrypted\n}\n}\na.test {\nimport guard\nforward . tls://192.0.2.53\n}\nb.test {\nimport guard\nforward . 192.0.2.54\n}\n"
