@@ -1,11 +1,13 @@
 package e2e
 
 import (
+	"crypto/x509"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -60,47 +62,12 @@ func TestDNSSECValidated(t *testing.T) {
 			"\n forward . tls://" + resolver4 + " {\n tls " + theirs.file + "\n tls_servername " + serverName + "\n }\n cache\n}\n"
 	}
 	c := w.armed(w.run(path, netlab.As{}, corefile()))
-	open := map[string]bool{}
-	for _, tt := range cases {
-		if tt.Verdict != "bogus" {
-			open[tt.Address] = true
-		}
-	}
-	p := w.behind()
-	together(cases, func(tt signedtree.Case) {
-		q := new(dns.Msg).SetQuestion(tt.Q().Name, tt.Q().Qtype)
-		for _, addr := range addresses(tree.Answer(q)) { // before anybody has asked
-			if !open[addr] {
-				w.wantShut(p.Host, addr)
-			}
-		}
-		for _, cd := range []bool{false, true} {
-			q := edns(new(dns.Msg).SetQuestion(tt.Q().Name, tt.Q().Qtype))
-			q.CheckingDisabled = cd
-			m, err := exchangeAt(p.Host, "udp", p.resolver4+":53", q, 10*time.Second)
-			if err != nil {
-				t.Errorf("%s: %v", tt.Name, err)
-				return
-			}
-			if refused := m.Rcode == dns.RcodeServerFailure; refused != (tt.Verdict == "bogus") || tt.Code != 0 && !hasEDE(m, tt.Code) {
-				t.Errorf("%s: it is %s: %v", tt.Name, tt.Verdict, m)
-			}
-		}
-		if tt.Verdict != "bogus" && tt.Address != "" {
-			w.wantOpen(p.Host, "tcp", tt.Address)
-		}
-	})
-	for _, tt := range cases {
-		for _, addr := range addresses(tree.Answer(new(dns.Msg).SetQuestion(tt.Q().Name, tt.Q().Qtype))) {
-			if !open[addr] {
-				w.wantShut(p.Host, addr)
-			}
-		}
-	}
+	w.wantCases(tree, cases, "secure", "insecure")
 	if !strings.Contains(c.Output(), "is withheld: bogus") {
 		t.Error("the log says nothing of bogus answers")
 	}
 
+	p := w.behind()
 	// A reload changes what counts; what is open stays open. Nobody else can ask by the port
 	// that the validator asks at.
 	w.mustReload(c, corefile("require signed"))
@@ -126,6 +93,85 @@ func TestDNSSECValidated(t *testing.T) {
 		}
 	}
 	w.must(c.Stop())
+}
+
+// The same tree behind a resolver that validates, and says AD: only what it vouches for is
+// opened.
+func TestDNSSECByADOfTree(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	path := w.validatingBinary()
+	tree, cases, err := signedtree.Cases(false)
+	w.must(err)
+	w.must(w.world.ServeDNS(5353, tree))
+	theirs := newAuthority(t, "theirs")
+	cert, key := theirs.issue("server", x509.Certificate{DNSNames: []string{serverName}})
+	anchor, file := filepath.Join(t.TempDir(), "anchor"), filepath.Join(t.TempDir(), "Corefile")
+	w.save(anchor, tree.Anchor())
+	// It guards itself, and lets everything out.
+	w.save(file, "tls://. {\n errors\n tls "+cert+" "+key+"\n ipdestinationguard nft-local 0.0.0.0/0 ::/0 {\n "+examples+
+		"\n dnssec validate {\n anchor "+anchor+"\n state "+t.TempDir()+"\n }\n }\n forward . 127.0.0.1:5353\n}\n")
+	resolver := w.world.Command(path, "-conf", file)
+	w.must(resolver.Start())
+	w.Cleanup(func() {
+		if w.Failed() {
+			w.Logf("the resolver wrote:\n%s", resolver.Output())
+		}
+	})
+	w.eventually("the resolver answers", func() bool { return strings.Contains(resolver.Output(), "In force: ") })
+	w.start(guardedBlock(".", guardBlock("nft-both", "require encrypted", "dnssec ad ."),
+		"forward . tls://"+resolver4+" {\n tls "+theirs.file+"\n tls_servername "+serverName+"\n }", "cache"))
+	w.wantCases(tree, cases, "secure")
+}
+
+// wantCases asks all that there is to ask of a tree, and connects to all that its answers
+// say, before and after: only the addresses of answers with these verdicts are open then.
+func (w *world) wantCases(tree *signedtree.Tree, cases []signedtree.Case, opened ...string) {
+	w.Helper()
+	p, open := w.behind(), map[string]bool{}
+	for _, c := range cases {
+		if slices.Contains(opened, c.Verdict) {
+			open[c.Address] = true
+		}
+	}
+	told := func(c signedtree.Case) []string {
+		return addresses(tree.Answer(new(dns.Msg).SetQuestion(c.Q().Name, c.Q().Qtype)))
+	}
+	together(cases, func(c signedtree.Case) {
+		w.Helper()
+		for _, addr := range told(c) {
+			if !open[addr] {
+				w.wantShut(p.Host, addr)
+			}
+		}
+		for _, cd := range []bool{false, true} {
+			q := edns(new(dns.Msg).SetQuestion(c.Q().Name, c.Q().Qtype))
+			q.CheckingDisabled = cd
+			m, err := exchangeAt(p.Host, "udp", p.resolver4+":53", q, 15*time.Second)
+			if err != nil {
+				w.Errorf("%s: %v", c.Name, err)
+				return
+			}
+			// Without an address there is nothing to withhold, unless it is bogus.
+			refused := c.Verdict == "bogus" || c.Address != "" && !slices.Contains(opened, c.Verdict)
+			if (m.Rcode == dns.RcodeServerFailure) != refused {
+				w.Errorf("%s: it is %s: %v", c.Name, c.Verdict, m)
+			}
+			if c.Code != 0 && slices.Contains(opened, "insecure") && !hasEDE(m, c.Code) {
+				w.Errorf("%s: no EDE %d: %v", c.Name, c.Code, m)
+			}
+		}
+		if slices.Contains(opened, c.Verdict) && c.Address != "" {
+			w.wantOpen(p.Host, "tcp", c.Address)
+		}
+	})
+	for _, c := range cases {
+		for _, addr := range told(c) {
+			if !open[addr] {
+				w.wantShut(p.Host, addr)
+			}
+		}
+	}
 }
 
 // loopbackPorts are the UDP ports of 127.0.0.1 that are bound on the guard.
