@@ -200,7 +200,7 @@ func (w *world) run(binary string, as netlab.As, corefile string) *coredns {
 	c := &coredns{Cmd: w.guard.Command(binary, "-conf", path), corefile: path}
 	c.As = as
 	// What forward leaves behind at a reload ends when the collector finds it.
-	c.Env = append(os.Environ(), "GOGC=50")
+	c.Env = append(os.Environ(), "GOGC=50", "STATE_DIRECTORY="+dir)
 	w.must(c.Start())
 	w.Cleanup(func() {
 		_ = c.Signal(syscall.SIGKILL)
