@@ -72,11 +72,12 @@ func (q *query) permitted(m *dns.Msg) (*dns.Msg, error) {
 	if err := g.await(q.Context); err != nil {
 		return nil, err
 	}
-	scope, err := g.scope(q.Context, q, q.request, q.handler.policy)
+	m, err := q.validated(m) // which may take long, and then who asks is looked for
 	if err != nil {
 		return nil, err
 	}
-	if m, err = q.validated(m); err != nil {
+	scope, err := g.scope(q.Context, q, q.request, q.handler.policy)
+	if err != nil {
 		return nil, err
 	}
 	said := m
