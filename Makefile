@@ -28,6 +28,17 @@ build: ## ./coredns, static, with the plugin in its place, and ./guardctl (defau
 	CGO_ENABLED=0 $(GO) build -trimpath -tags grpcnotrace -ldflags '$(LDFLAGS)' -o '$(BINARY)' ./cmd/coredns
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o '$(GUARDCTL)' ./cmd/guardctl
 
+# It needs a C compiler and Debian's libunbound-dev, and libunbound8 where it runs.
+.PHONY: build-unbound
+build-unbound: ## the same, not static, with validation of DNSSEC by libunbound
+	CGO_ENABLED=1 $(GO) build -trimpath -tags 'grpcnotrace unbound' -ldflags '$(LDFLAGS)' -o '$(BINARY)' ./cmd/coredns
+
+.PHONY: test-unbound
+test-unbound: ## the tests of that
+	CGO_ENABLED=1 $(GO) vet -tags unbound . ./validate
+	CGO_ENABLED=1 $(GO) test -race -tags unbound -timeout 5m $(TESTFLAGS) ./validate
+	CGO_ENABLED=1 $(GO) test -race -tags unbound -timeout 5m $(TESTFLAGS) -run 'TestSignedTree|Valid' .
+
 .PHONY: test
 test: ## every test, with the race detector where there is a C compiler
 ifeq ($(CC_FOUND),)
@@ -98,4 +109,4 @@ clean: ## remove what was built; the fuzz corpus in testdata stays
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

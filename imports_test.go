@@ -17,7 +17,7 @@ const module = "github.com/destination-guard/coredns-ip-destination-guard"
 // Folders of the plugin, and what of the plugin each may import. Nothing else of
 // it may be imported there, and only the root knows CoreDNS and Prometheus.
 var mayImport = map[string][]string{
-	".":                   {"admin", "backend", "expiry", "flowlog", "identity", "names", "reach", "route", "why"}, // and a concrete backend, in setup.go
+	".":                   {"admin", "backend", "expiry", "flowlog", "identity", "names", "reach", "route", "validate", "why"}, // and a concrete backend, in setup.go
 	"admin":               nil,
 	"expiry":              nil,
 	"backend":             {"expiry"},
@@ -26,6 +26,7 @@ var mayImport = map[string][]string{
 	"names":               nil,
 	"nft":                 {"backend", "expiry"},
 	"reach":               nil,
+	"validate":            nil,
 	"ipset":               {"backend", "expiry"},
 	"route":               {"backend", "expiry"},
 	"flowlog":             {"backend"},

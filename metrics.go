@@ -18,6 +18,9 @@ var (
 	answersFailed  = answers.WithLabelValues("failed")
 	answersRefused = answers.WithLabelValues("refused")
 
+	answersValidated = counters("validated_total",
+		"Answers that were validated (dnssec validate), by the verdict: secure, insecure, bogus or unknown.", "verdict")
+
 	addressesStripped = counters("stripped_total",
 		"Addresses taken out of answers because they are not globally reachable, or loopback, metadata or this machine's own.", "reason")
 

@@ -114,6 +114,9 @@ var options = map[string]option{
 		p.policy.refuseOthers = others == "refuse"
 		return err
 	}},
+	"clients": {repeatable: true, perBlock: true, read: (*parser).addClients},
+	"require": {repeatable: true, perBlock: true, read: (*parser).requireOption},
+	"dnssec":  {repeatable: true, perBlock: true, read: (*parser).addDNSSEC},
 	"private": {repeatable: true, perBlock: true, read: (*parser).addPrivate},
 	"route":   {repeatable: true, perBlock: true, read: (*parser).addRoute},
 	"canary": {perBlock: true, read: func(p *parser, args []string) error {

@@ -30,6 +30,9 @@ func parse(c *caddy.Controller) (*settings, *policy, error) {
 		if err := read.settleRoutes(); err != nil {
 			return nil, nil, err
 		}
+		if err := read.settleDNSSEC(); err != nil {
+			return nil, nil, err
+		}
 	}
 	switch {
 	case read == nil:

@@ -6,6 +6,9 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/coredns/caddy"
+	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/plugin"
 	"github.com/miekg/dns"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
@@ -22,6 +25,10 @@ type policy struct {
 	canary        bool // browsers are told to stay with this resolver
 	routes        []*namedRoute
 	routed        *names.Ranking // by which of them
+	clients       clients
+	encrypted     string // file:line that demands encrypted upstreams
+	dnssec        dnssec
+	validation    *validation // nil is none
 
 	predicates backend.Predicates // of the packets that the answers are for
 	class      backend.Class      // the number that they have
@@ -74,12 +81,28 @@ func (p *policy) open() error {
 	return nil
 }
 
-// close ends the following of files.
+// close ends the following of files, and validation.
 func (p *policy) close() error {
+	p.validation.close()
 	for _, file := range p.files() {
 		file.Close()
 	}
 	return nil
+}
+
+// check holds what the block demands against the rest of it, which has been read.
+func (p *policy) check(block *dnsserver.Config, corefile caddy.Input) error {
+	err := p.clients.check(block)
+	if err == nil {
+		err = p.checkUpstreams(corefile, log.Warningf)
+	}
+	if err == nil {
+		err = p.validation.check(block)
+	}
+	if err != nil {
+		err = plugin.Error(name, err)
+	}
+	return err
 }
 
 // rule lets names have addresses that are not globally reachable.

@@ -80,7 +80,7 @@ func (w *rewriting) rewrite(m *dns.Msg, mapped []netip.Addr, ttl uint32) *dns.Ms
 			out.Answer = append(out.Answer, rr)
 		}
 	}
-	signs := func(rr dns.RR) bool { return dnssec[rr.Header().Rrtype] }
+	signs := func(rr dns.RR) bool { return signatures[rr.Header().Rrtype] }
 	if len(out.Answer) == 0 {
 		// With name servers there, this would look like a referral.
 		out.Ns = without(m.Ns, func(rr dns.RR) bool { return rr.Header().Rrtype != dns.TypeSOA })
@@ -96,9 +96,9 @@ func (w *rewriting) rewrite(m *dns.Msg, mapped []netip.Addr, ttl uint32) *dns.Ms
 	return &out
 }
 
-// dnssec are records that vouch for others, or for that there are no others (RFC 4034,
+// signatures are records that vouch for others, or for that there are no others (RFC 4034,
 // RFC 5155).
-var dnssec = map[uint16]bool{dns.TypeRRSIG: true, dns.TypeNSEC: true, dns.TypeNSEC3: true}
+var signatures = map[uint16]bool{dns.TypeRRSIG: true, dns.TypeNSEC: true, dns.TypeNSEC3: true}
 
 // beside returns what is left in the answer of a record that is no address: a service, and
 // to a question for everything what else there is at the name.
@@ -118,7 +118,7 @@ func (w *rewriting) beside(rr dns.RR) dns.RR {
 	}
 	h := rr.Header()
 	switch {
-	case w.question.Qtype != dns.TypeANY, !sameName(h.Name, w.question.Name), dnssec[h.Rrtype]:
+	case w.question.Qtype != dns.TypeANY, !sameName(h.Name, w.question.Name), signatures[h.Rrtype]:
 		return nil
 	}
 	switch h.Rrtype {

@@ -15,9 +15,10 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/route"
 )
 
-// routed returns what the client may get of m in a block with routes, and whether that is
-// all: the addresses of an answer that has nothing to do with routes are not in force yet.
-func (q *query) routed(m *dns.Msg, scope backend.Scope) (out *dns.Msg, done bool, err error) {
+// routed returns what the client may get of m, said before anything was stripped, in a
+// block with routes, and whether that is all: the addresses of an answer that has nothing
+// to do with routes are not in force yet.
+func (q *query) routed(m, said *dns.Msg, scope backend.Scope) (out *dns.Msg, done bool, err error) {
 	p, g := q.handler.policy, q.handler.guard
 	var short [3]link
 	chain, err := q.chain(m, short[:0])
@@ -38,7 +39,7 @@ func (q *query) routed(m *dns.Msg, scope backend.Scope) (out *dns.Msg, done bool
 	if r, err = g.awaitRoute(q.Context, r, name); err != nil {
 		return nil, true, err
 	}
-	out, err = q.rewritten(m, scope, r, name, local)
+	out, err = q.rewritten(m, said, scope, r, name, local)
 	return out, true, err
 }
 
@@ -51,7 +52,7 @@ func (q *query) chain(m *dns.Msg, buf []link) ([]link, error) {
 }
 
 // rewritten is what the client gets of an answer with a route, in force by then.
-func (q *query) rewritten(m *dns.Msg, scope backend.Scope, r *namedRoute, name string, local bool) (*dns.Msg, error) {
+func (q *query) rewritten(m, said *dns.Msg, scope backend.Scope, r *namedRoute, name string, local bool) (*dns.Msg, error) {
 	p, g := q.handler.policy, q.handler.guard
 	chain, err := q.chain(m, nil)
 	if err != nil {
@@ -63,6 +64,11 @@ func (q *query) rewritten(m *dns.Msg, scope backend.Scope, r *namedRoute, name s
 	}
 	real, ttl := w.real(m, make([]netip.Addr, 0, 8))
 	real, why := g.carried(r, real, local)
+	if len(real) > 0 {
+		if err := q.proven(said); err != nil {
+			return nil, err
+		}
+	}
 	scope.Class = r.class
 	mapped, err := g.mapped(q.Context, r, name, scope, real)
 	if err != nil {

@@ -117,6 +117,7 @@ func setup(c *caddy.Controller) error {
 		return plugin.Error(name, err)
 	}
 	gen.blocks = append(gen.blocks, dnsserver.GetConfig(c))
+	c.OnStartup(func() error { return p.check(dnsserver.GetConfig(c), gen.corefile()) })
 	c.OnStartup(p.open)
 	c.OnShutdown(p.close)
 	dnsserver.GetConfig(c).AddPlugin(func(next plugin.Handler) plugin.Handler {

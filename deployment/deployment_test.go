@@ -120,6 +120,21 @@ func TestUnitHasTwoCapabilities(t *testing.T) {
 	}
 }
 
+// A new certificate is read by what the unit does at a reload.
+func TestCertificateUnits(t *testing.T) {
+	for file, lines := range map[string][]string{
+		"ipdestinationguard-certificates.path":    {"PathChanged=/etc/coredns/tls"},
+		"ipdestinationguard-certificates.service": {"ExecStart=/bin/systemctl try-reload-or-restart ipdestinationguard-coredns.service"},
+		"Corefile.dot": {"        tls /etc/coredns/tls/client.pem /etc/coredns/tls/client-key.pem /etc/coredns/tls/ca.pem"},
+	} {
+		for _, line := range lines {
+			if !strings.Contains(read(t, file), "\n"+line+"\n") {
+				t.Errorf("%s: not there: %s", file, line)
+			}
+		}
+	}
+}
+
 func read(t *testing.T, file string) string {
 	t.Helper()
 	b, err := os.ReadFile(file)

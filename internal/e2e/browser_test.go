@@ -1,76 +1,28 @@
 package e2e
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
-	"math/big"
 	"net"
 	"net/http"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
 
-// An authority signs the certificates of a test's servers.
-type authority struct {
-	*world
-	key  *ecdsa.PrivateKey
-	cert *x509.Certificate
-	file string // its certificate
-}
-
-func (w *world) authority() *authority {
-	w.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	w.must(err)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority of the test"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageCertSign, IsCA: true, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	w.must(err)
-	cert, err := x509.ParseCertificate(der)
-	w.must(err)
-	a := &authority{w, key, cert, filepath.Join(w.TempDir(), "authority.pem")}
-	w.save(a.file, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
-	return a
-}
-
-// certificate is one for a name.
-func (a *authority) certificate(name string) tls.Certificate {
-	a.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	a.must(err)
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), DNSNames: []string{name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}, a.cert, key.Public(), a.key)
-	a.must(err)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
-}
-
 // website serves HTTPS in the world, on all addresses: by SNI, and with no certificate
 // for names that it does not know. A page tells how it was asked for.
-func (a *authority) website(names ...string) {
-	a.Helper()
+func (w *world) website(a *authority, names ...string) {
+	w.Helper()
 	certificates := map[string]tls.Certificate{}
 	for _, name := range names {
-		certificates[name] = a.certificate(name)
+		certificates[name] = a.server(name).Certificates[0]
 	}
-	ln, err := a.world.world.Listen("tcp", ":443")
-	a.must(err)
+	ln, err := w.world.Listen("tcp", ":443")
+	w.must(err)
 	server := &http.Server{
 		TLSConfig: &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			if c, ok := certificates[hello.ServerName]; ok {
@@ -91,15 +43,15 @@ func (a *authority) website(names ...string) {
 	}
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = server.ServeTLS(ln, "", "") }()
-	a.Cleanup(func() { _ = server.Close(); <-ended })
+	w.Cleanup(func() { _ = server.Close(); <-ended })
 }
 
 // curl fetches a page on a host, whose resolver is the guard: it looks the name up as
 // every program does, and checks the certificate.
-func (a *authority) curl(from *netlab.Host, server string, args ...string) (string, error) {
-	a.Helper()
-	conf := filepath.Join(a.TempDir(), "resolv.conf")
-	a.save(conf, "nameserver "+server+"\n")
+func (w *world) curl(a *authority, from *netlab.Host, server string, args ...string) (string, error) {
+	w.Helper()
+	conf := filepath.Join(w.TempDir(), "resolv.conf")
+	w.save(conf, "nameserver "+server+"\n")
 	script := `mount --bind "$1" /etc/resolv.conf; shift; exec curl -sS --max-time 10 --noproxy '*' "$@"`
 	c := from.Command("unshare", append([]string{"--mount", "sh", "-ec", script, "sh", conf, "--cacert", a.file}, args...)...)
 	err := c.Run()
@@ -117,8 +69,8 @@ func TestBrowsersGetThroughRoutes(t *testing.T) {
 				_, err := exec.LookPath(program)
 				m.lacks(err)
 			}
-			a := m.authority()
-			a.website("www.shop.test", "www.bank.test")
+			a := newAuthority(m.T, "authority")
+			m.website(a, "www.shop.test", "www.bank.test")
 			m.start(m.corefile(mode.name, "max_grants_client 100", m.routedTo("shop.test"), m.route("**.bank.test", "egress "+secondEgress4+" "+secondEgress6)))
 			const real4, real6 = "198.18.81.1", "2001:db8:18:81::1"
 			for _, name := range []string{"www.shop.test.", "www.bank.test."} {
@@ -132,7 +84,7 @@ func TestBrowsersGetThroughRoutes(t *testing.T) {
 					{"-4", "www.bank.test", real4, secondEgress4},
 					{"-6", "www.bank.test", real6, secondEgress6},
 				} {
-					page, err := a.curl(p.Host, p.resolver4, tt.version, "--http2", "https://"+tt.name+"/")
+					page, err := m.curl(a, p.Host, p.resolver4, tt.version, "--http2", "https://"+tt.name+"/")
 					if want := fmt.Sprintf("%s HTTP/2.0 %s %s", tt.name, tt.real, tt.source); err != nil || page != want {
 						t.Errorf("%s: %s %s: %q %v, want %q", p.Name(), tt.name, tt.version, page, err, want)
 					}
@@ -142,19 +94,19 @@ func TestBrowsersGetThroughRoutes(t *testing.T) {
 				if text := answer.String(); len(answer.Answer) != 1 || !strings.Contains(text, `alpn="h2"`) || strings.Contains(text, "hint") {
 					t.Errorf("%s: HTTPS: %v", p.Name(), answer)
 				}
-				if size, err := a.curl(p.Host, p.resolver4, "--http2", "-o", "/dev/null", "-w", "%{http_version} %{size_download}", "https://www.shop.test/large"); err != nil || size != fmt.Sprintf("2 %d", 1<<20/6*6) {
+				if size, err := m.curl(a, p.Host, p.resolver4, "--http2", "-o", "/dev/null", "-w", "%{http_version} %{size_download}", "https://www.shop.test/large"); err != nil || size != fmt.Sprintf("2 %d", 1<<20/6*6) {
 					t.Errorf("%s: a large page: %q %v", p.Name(), size, err)
 				}
 				// The certificate is that of the name: another name's server is not taken for it.
 				mapped := m.mapped(p.Host, p.resolver4, "www.shop.test.", true)[0]
-				if page, err := a.curl(p.Host, p.resolver4, "--resolve", "www.else.test:443:"+mapped, "https://www.else.test/"); err == nil {
+				if page, err := m.curl(a, p.Host, p.resolver4, "--resolve", "www.else.test:443:"+mapped, "https://www.else.test/"); err == nil {
 					t.Errorf("%s: a server without a certificate for the name was believed: %q", p.Name(), page)
 				}
 				// Not by the real address, not for names that are not there.
-				if page, err := a.curl(p.Host, p.resolver4, "--resolve", "www.shop.test:443:"+real4, "https://www.shop.test/"); err == nil {
+				if page, err := m.curl(a, p.Host, p.resolver4, "--resolve", "www.shop.test:443:"+real4, "https://www.shop.test/"); err == nil {
 					t.Errorf("%s: by the real address: %q", p.Name(), page)
 				}
-				if page, err := a.curl(p.Host, p.resolver4, "https://none.shop.test/"); err == nil || !strings.Contains(page, "Could not resolve") {
+				if page, err := m.curl(a, p.Host, p.resolver4, "https://none.shop.test/"); err == nil || !strings.Contains(page, "Could not resolve") {
 					t.Errorf("%s: a name that does not exist: %q %v", p.Name(), page, err)
 				}
 			}

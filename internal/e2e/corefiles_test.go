@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
 
 // Every Corefile that a user may copy starts, word for word but for the names of
@@ -40,7 +42,11 @@ func TestEveryCorefileStarts(t *testing.T) {
 		for _, line := range slices.Sorted(maps.Keys(corefiles)) {
 			t.Run(fmt.Sprintf("%s:%d", name, line), func(t *testing.T) {
 				w := &world{T: t, lab: w.lab, client: w.client, guard: w.guard, world: w.world}
-				c := w.start(w.provide(corefiles[line]))
+				path := binary(t)
+				if strings.Contains(corefiles[line], "dnssec validate") {
+					path = w.validatingBinary()
+				}
+				c := w.armed(w.run(path, netlab.As{}, w.guard, w.provide(corefiles[line])))
 				w.must(c.Signal(syscall.SIGKILL))
 				_ = c.Wait() // says that it was killed
 				w.nftables(flushRuleset)

@@ -165,7 +165,12 @@ func (w *world) start(corefile string) *coredns { w.Helper(); return w.startAs(n
 // startAs is start as somebody else, or in a cgroup.
 func (w *world) startAs(as netlab.As, corefile string) *coredns {
 	w.Helper()
-	c := w.launchAs(as, corefile)
+	return w.armed(w.launchAs(as, corefile))
+}
+
+// armed returns when the rules of a binary are in force.
+func (w *world) armed(c *coredns) *coredns {
+	w.Helper()
 	w.eventually("the rules are in force", func() bool {
 		if err := c.Signal(syscall.Signal(0)); err != nil {
 			w.Fatalf("CoreDNS has ended: %v", err)
@@ -206,11 +211,17 @@ func (w *world) launchAs(as netlab.As, corefile string) *coredns {
 // runAs runs the binary on a host, with more in its environment, and does not wait.
 func (w *world) runAs(as netlab.As, host *netlab.Host, corefile string, env ...string) *coredns {
 	w.Helper()
+	return w.run(binary(w.T), as, host, corefile, env...)
+}
+
+// run is runAs for another binary.
+func (w *world) run(binary string, as netlab.As, host *netlab.Host, corefile string, env ...string) *coredns {
+	w.Helper()
 	dir := w.TempDir()
 	path := filepath.Join(dir, "Corefile")
 	w.must(os.WriteFile(path, []byte(corefile), 0o644))
 	w.must(os.Chmod(filepath.Dir(dir), 0o755)) // others have to read it as well
-	c := &coredns{Cmd: host.Command(binary(w.T), "-conf", path), corefile: path}
+	c := &coredns{Cmd: host.Command(binary, "-conf", path), corefile: path}
 	c.As = as
 	// What forward leaves behind at a reload ends when the collector finds it.
 	c.Env = append(append(os.Environ(), "GOGC=50", "STATE_DIRECTORY="+w.stateDir()), env...)
