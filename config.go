@@ -28,12 +28,15 @@ type settings struct {
 	forwarders     []netip.Prefix
 	upstreams      []netip.AddrPort // open to CoreDNS alone; port 0 is those that it uses
 	capture        bool             // clients' plain DNS comes here, wherever it was sent
-	linger         time.Duration
-	limits         limits
-	lease          expiry.Lease
-	hold           time.Duration
-	onExit         backend.Leave
-	table          string
+
+	upstreamSentinel bool // open to CoreDNS alone is also what the sentinel plugin forwards to
+
+	linger time.Duration
+	limits limits
+	lease  expiry.Lease
+	hold   time.Duration
+	onExit backend.Leave
+	table  string
 
 	place string // file:line of the directive
 
@@ -46,6 +49,8 @@ type found struct {
 	upstream []netip.AddrPort
 	self     backend.Program
 	capture  uint16 // port
+
+	nameservers *nameservers // nil unless upstreamSentinel
 }
 
 // limits bound what the network can make the guard keep. Those of grants count for
@@ -121,7 +126,7 @@ func (s *settings) rules(m *machine) backend.Rules {
 		MaxGrants: s.limits.grants, MaxGrantsClient: s.limits.client, MaxGrantsName: s.limits.name,
 	}
 	if s.local() {
-		r.Upstream, r.Self = s.found.upstream, s.found.self
+		r.Upstream, r.Self = s.found.nameservers.with(s.found.upstream), s.found.self
 	}
 	if s.gateway() {
 		r.Capture = s.found.capture
@@ -146,6 +151,7 @@ func (s *settings) contradiction(other *settings) string {
 		{"scope", s.scope == other.scope && s.byUser == other.byUser, s.scopeText(), other.scopeText()},
 		{"shared_resolver", s.shared.equal(&other.shared), s.shared, other.shared},
 		{"upstream", sameSet(s.upstreams, other.upstreams, netip.AddrPort.Compare), s.upstreams, other.upstreams},
+		{"upstream sentinel", s.upstreamSentinel == other.upstreamSentinel, s.upstreamSentinel, other.upstreamSentinel},
 		{"capture", s.capture == other.capture, s.capture, other.capture},
 		{"linger", s.linger == other.linger, s.linger, other.linger},
 		{"max_grants", s.limits.grants == other.limits.grants, s.limits.grants, other.limits.grants},

@@ -12,18 +12,24 @@ import (
 	"testing"
 )
 
-func TestPluginCfgIsCoreDNSsAndOurLine(t *testing.T) {
+func TestPluginCfgIsCoreDNSsAndOurLines(t *testing.T) {
 	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/coredns/coredns").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
 	stock := read(t, filepath.Join(strings.TrimSpace(string(dir)), "plugin.cfg"))
-	const before, ours = "dns64:dns64\n", "ipdestinationguard:github.com/destination-guard/coredns-ip-destination-guard\n"
-	if !strings.Contains(stock, before) {
-		t.Fatal("CoreDNS has no dns64 any more")
+	want := stock
+	for before, ours := range map[string]string{
+		"dns64:dns64\n":     "ipdestinationguard:github.com/destination-guard/coredns-ip-destination-guard\n",
+		"forward:forward\n": "sentinel:github.com/destination-guard/coredns-ip-destination-guard/sentinel\n",
+	} {
+		if strings.Count(stock, "\n"+before) != 1 {
+			t.Fatalf("CoreDNS has no %s any more", before)
+		}
+		want = strings.Replace(want, "\n"+before, "\n"+ours+before, 1)
 	}
-	if read(t, "plugin.cfg") != strings.Replace(stock, before, ours+before, 1) {
-		t.Error("plugin.cfg is not CoreDNS's with our line before dns64")
+	if read(t, "plugin.cfg") != want {
+		t.Error("plugin.cfg is not CoreDNS's with our lines before dns64 and forward")
 	}
 }
 
