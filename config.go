@@ -28,17 +28,16 @@ type settings struct {
 	forwarders     []netip.Prefix
 	upstreams      []netip.AddrPort // open to CoreDNS alone; port 0 is those that it uses
 	capture        bool             // clients' plain DNS comes here, wherever it was sent
-
-	upstreamSentinel bool // open to CoreDNS alone is also what the sentinel plugin forwards to
-
-	linger time.Duration
-	limits limits
-	lease  expiry.Lease
-	hold   time.Duration
-	onExit backend.Leave
-	table  string
+	linger         time.Duration
+	limits         limits
+	lease          expiry.Lease
+	hold           time.Duration
+	onExit         backend.Leave
+	table          string
 
 	place string // file:line of the directive
+
+	upstreamSentinel bool // open to CoreDNS alone is also what the sentinel plugin forwards to
 
 	found found
 }
