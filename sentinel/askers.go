@@ -10,7 +10,8 @@ import (
 
 // askers are who may ask: the machine itself, and what the Corefile adds. Linux takes packets for any of its addresses
 // from every wire, so that a sentinel listens on lo does not keep strangers away. That a source is not forged, the
-// kernel sees to: for IPv4 it drops what comes by a wire with an address of the machine as its source.
+// kernel sees to for IPv4: it drops what comes by a wire with an address of the machine as its source. For IPv6 see
+// sendToTCP.
 type askers struct {
 	from []netip.Prefix
 	list func() ([]net.Addr, error)

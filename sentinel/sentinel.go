@@ -50,6 +50,10 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 		return silence(w, nil)
 	}
 	s := servers[slot]
+	if h.addresses[slot].Is6() && !overTCP(w) && !s.dead() {
+		questionsTruncated.Inc()
+		return sendToTCP(w, r)
+	}
 	rcode, err := s.serve(ctx, w, r)
 	if err != nil && rcode == dns.RcodeServerFailure {
 		questionsDead.Inc()
@@ -75,10 +79,23 @@ func (h *Handler) slot(local net.Addr) int {
 
 // silence leaves a question without an answer. Over TCP the connection ends: it is the nameserver's.
 func silence(w dns.ResponseWriter, err error) (int, error) {
-	if remote := w.RemoteAddr(); remote != nil && strings.HasPrefix(remote.Network(), "tcp") {
+	if overTCP(w) {
 		_ = w.Close() // it may be closed
 	}
 	return dns.RcodeSuccess, err // with another code the server would answer
+}
+
+func overTCP(w dns.ResponseWriter) bool {
+	remote := w.RemoteAddr()
+	return remote != nil && strings.HasPrefix(remote.Network(), "tcp")
+}
+
+// sendToTCP has whoever asks do so by TCP. Linux takes IPv6 packets from a wire although their source is an address of
+// the machine itself: so a stranger could ask for it by UDP, blindly, and have names opened. By TCP nobody can.
+func sendToTCP(w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	m := new(dns.Msg).SetReply(r)
+	m.RecursionAvailable, m.Truncated = true, true
+	return dns.RcodeSuccess, w.WriteMsg(m)
 }
 
 func addrOf(a net.Addr) netip.Addr {

@@ -22,7 +22,10 @@ import (
 // Nameserver n is at 198.18.53.n. It answers every name with 198.18.1.n, so that an answer shows who gave it.
 type office struct {
 	*world
-	files string // has etc, run and var/lib of the machine
+	files string         // has etc, run and var/lib of the machine
+	unit  *netlab.Cgroup // of CoreDNS
+
+	running *coredns // the one that is to end before the next
 }
 
 // Sentinels, as everybody has them.
@@ -57,7 +60,6 @@ func newOffice(t *testing.T) *office {
 	o.must(o.guard.Route("::/0", "2001:db8::2"))
 	o.must(net.Local("198.18.0.0/15"))
 	o.must(net.Echo(echoPort))
-	o.must(os.Chmod(filepath.Dir(o.files), 0o755))
 	for _, dir := range []string{"etc", "run", "var/lib"} {
 		o.must(os.MkdirAll(filepath.Join(o.files, dir), 0o755))
 	}
@@ -130,7 +132,10 @@ func (o *office) coredns(corefile string) *coredns {
 	path := filepath.Join(o.TempDir(), "Corefile")
 	o.save(path, corefile)
 	c := &coredns{Cmd: o.command(binary(o.T), "-conf", path), corefile: path}
-	c.As = netlab.As{Cgroup: o.cgroup("coredns.service")}
+	if o.unit == nil {
+		o.unit = o.cgroup("coredns.service")
+	}
+	c.As = netlab.As{Cgroup: o.unit}
 	o.must(c.Start())
 	o.Cleanup(func() {
 		if o.Failed() {
@@ -367,6 +372,26 @@ func TestSentinelsWithoutCoreDNS(t *testing.T) {
 	if strings.Contains(cmd.Output(), "100.100.111.") || strings.Contains(cmd.Output(), "fd00:") {
 		t.Errorf("addresses stay:\n%s", cmd.Output())
 	}
+}
+
+// With IPv6 it goes over TCP.
+func TestSentinelsOverIPv6(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t)
+	first := o.nameserver(1)
+	o.nameserver(2)
+	o.etc("resolv.conf", "nameserver 198.18.53.1\nnameserver 198.18.53.2\noptions timeout:2\n")
+	run := o.command(sentinelBinary(t), "run")
+	o.must(run.Start())
+	o.runCoreDNSWhenItCan(strings.Replace(guardedSentinels, "\tsentinel\n", "\tsentinel ipv6\n", 1))
+	o.eventually("resolv.conf names sentinels", func() bool { return strings.Contains(o.resolvConf(), "nameserver "+sentinel6+"\n") })
+	o.wantAnswerBy(1, 2*time.Second)
+	o.wantOpen(o.guard, "tcp", "198.18.1.1")
+	o.must(first.Signal(syscall.SIGSTOP))
+	o.wantAnswerBy(2, 10*time.Second)
+	o.must(first.Signal(syscall.SIGKILL))
+	_ = first.Wait() // says that it was killed
+	o.must(run.Stop())
 }
 
 // The plugin says what is missing.
