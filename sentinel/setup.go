@@ -126,11 +126,10 @@ func (n *nameservers) give(texts []string) error {
 		if !slices.Contains([]string{transport.DNS, transport.TLS, transport.HTTPS, transport.QUIC}, scheme) {
 			return fmt.Errorf("to %q: a nameserver is asked by dns, tls, https or quic", text)
 		}
-		host = strings.Trim(host, "[]")
 		if h, _, err := net.SplitHostPort(host); err == nil {
 			host = h
 		}
-		host, _, _ = strings.Cut(host, "%")
+		host, _, _ = strings.Cut(strings.Trim(host, "[]"), "%")
 		addr, err := netip.ParseAddr(host)
 		if err != nil {
 			return fmt.Errorf("to %q is not an address: 192.0.2.53, tls://192.0.2.53%%dns.example.net, https://192.0.2.53. (A name would have to be resolved first.)", text)

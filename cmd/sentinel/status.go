@@ -31,6 +31,9 @@ func (m *machine) status(out io.Writer) error {
 		return err
 	}
 	fmt.Fprintf(out, "addresses:    %d of the sentinels on lo\n", len(have))
+	if len(have) == 0 {
+		return errNotPointed // who answers there is somebody else
+	}
 	all, err := m.ask()
 	if err != nil {
 		fmt.Fprintf(out, "CoreDNS:      %v\n", err)

@@ -42,6 +42,12 @@ func Read(path string) (*File, error) {
 
 // Text is what a small file says. What is no file, but a pipe or a device, is an error.
 func Text(path string) (string, error) {
+	// Looked at before it is opened: to open some devices does something.
+	if info, err := os.Stat(path); err != nil {
+		return "", err
+	} else if !info.Mode().IsRegular() {
+		return "", fmt.Errorf("%s is no file but %v", path, info.Mode().Type())
+	}
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		return "", err
