@@ -23,7 +23,7 @@ func TestRead(t *testing.T) {
 		{name: "ipv6", text: "sentinel ipv6", first: "fd00:2021:1111:8000:100:100:111:1"},
 		{name: "files", text: "sentinel {\nhost /a\nhost /b /c\n}", files: "/a /b /c"},
 		{name: "given", text: "sentinel {\nto 192.0.2.53 2001:db8::53 [2001:db8::54]:5353 dns://192.0.2.54\nto tls://192.0.2.55%dns.example.net https://192.0.2.56 quic://192.0.2.57\n}",
-			given: "192.0.2.53:53 [2001:db8::53]:53 [2001:db8::54]:5353 dns://192.0.2.54:53 tls://192.0.2.55%dns.example.net:853 https://192.0.2.56:443 quic://192.0.2.57:853"},
+			given: "192.0.2.53:53 [2001:db8::53]:53 [2001:db8::54]:5353 192.0.2.54:53 tls://192.0.2.55%dns.example.net:853 https://192.0.2.56:443 quic://192.0.2.57:853"},
 		{name: "who may ask", text: "sentinel {\nfrom 172.17.0.0/16 192.0.2.1\n}"},
 		{name: "another network", text: "sentinel 192.0.2.0/24", err: "ipv4 (100.100.111.0/24, the default) or ipv6"},
 		{name: "two networks", text: "sentinel ipv4 ipv6", err: "Wrong argument count"},

@@ -73,7 +73,7 @@ func (m *machine) step(p *progress, now time.Time) error {
 		return m.pointTo(v, p) // what somebody else has written meanwhile as well
 	}
 	if v.resolv.ours() || p.pointed {
-		m.log("The machine gets its own nameservers back (%v): %v", text(p.servers), p.err)
+		m.log("The machine gets its own nameservers back (%s): %v", orNone(text(p.servers)), p.err)
 	}
 	p.in, p.pointed = nil, false
 	return m.release()
@@ -87,7 +87,7 @@ func (m *machine) pointTo(v view, p *progress) (err error) {
 	}
 	if err == nil && !p.pointed {
 		p.pointed = true
-		m.log("The machine asks %s, which stand before %s", text(p.in), text(p.servers))
+		m.log("The machine asks the sentinels %s; its own nameservers are %s", text(p.in), orNone(text(p.servers)))
 	}
 	return err
 }
