@@ -2,6 +2,7 @@
 
 GO       ?= go
 BINARY   ?= coredns
+SENTINEL  = ipdestinationguard-sentinel
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 PREFIX   ?= /usr/local
 FUZZTIME ?= 30s
@@ -18,8 +19,9 @@ share   = $(DESTDIR)$(PREFIX)/share/ipdestinationguard
 confdir = $(DESTDIR)/etc/coredns
 
 .PHONY: build
-build: ## ./coredns, static, with the plugin in its place (default)
+build: ## ./coredns, static, with the plugins in their places, and ./ipdestinationguard-sentinel (default)
 	CGO_ENABLED=0 $(GO) build -trimpath -tags grpcnotrace -ldflags '$(LDFLAGS)' -o '$(BINARY)' ./cmd/coredns
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o '$(dir $(BINARY))$(SENTINEL)' ./cmd/sentinel
 
 .PHONY: test
 test: ## every test, with the race detector where there is a C compiler
@@ -69,7 +71,8 @@ install: ## install what make build has made; PREFIX (/usr/local), DESTDIR
 	@[ -x '$(BINARY)' ] || { echo "make install: no $(BINARY) yet: run make build first (not as root)"; exit 1; }
 	install -d '$(bindir)' '$(unitdir)' '$(share)' '$(confdir)'
 	install -m 0755 '$(BINARY)' '$(bindir)/coredns'
-	for unit in ipdestinationguard-coredns ipdestinationguard-boot; do \
+	install -m 0755 '$(dir $(BINARY))$(SENTINEL)' '$(bindir)/$(SENTINEL)'
+	for unit in ipdestinationguard-coredns ipdestinationguard-boot $(SENTINEL); do \
 		sed 's|/usr/local/bin/|$(PREFIX)/bin/|' deployment/$$unit.service > '$(unitdir)'/$$unit.service && \
 		chmod 0644 '$(unitdir)'/$$unit.service || exit 1; \
 	done
@@ -79,7 +82,7 @@ install: ## install what make build has made; PREFIX (/usr/local), DESTDIR
 
 .PHONY: clean
 clean: ## remove what was built; the fuzz corpus in testdata stays
-	rm -f coredns *.test *.prof
+	rm -f coredns $(SENTINEL) *.test *.prof
 
 .PHONY: help
 help: ## this list

@@ -124,6 +124,27 @@ func TestUnitHasTwoCapabilities(t *testing.T) {
 	}
 }
 
+// Whoever kills it, it comes back; and only a stop gives up the sentinels.
+func TestSentinelUnit(t *testing.T) {
+	unit := read(t, "ipdestinationguard-sentinel.service")
+	for _, line := range []string{
+		"Type=notify",
+		"ExecStart=/usr/local/bin/ipdestinationguard-sentinel run",
+		"Restart=always",
+		"StartLimitIntervalSec=0",
+		"Before=ipdestinationguard-coredns.service",
+		"StateDirectory=ipdestinationguard-sentinel",
+		"ReadWritePaths=/etc /run/systemd",
+	} {
+		if strings.Count(unit, "\n"+line+"\n") != 1 {
+			t.Errorf("not once in the unit: %s", line)
+		}
+	}
+	if strings.Contains(unit, "ExecStop") {
+		t.Error("a crash would give up the sentinels, although CoreDNS answers")
+	}
+}
+
 func read(t *testing.T, file string) string {
 	t.Helper()
 	b, err := os.ReadFile(file)
