@@ -166,3 +166,77 @@ func TestSentinelsOfGivenNameservers(t *testing.T) {
 		t.Errorf("down: %v, %s; resolv.conf:\n%s", err, out, o.resolvConf())
 	}
 }
+
+// An application that asks a sentinel opens for itself only.
+func TestSentinelsTellApplicationsApart(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t)
+	o.nameserver(1)
+	o.etc("resolv.conf", "nameserver 198.18.53.1\n")
+	run := o.command(sentinelBinary(t), "run")
+	o.must(run.Start())
+	c := o.runCoreDNSWhenItCan(strings.Replace(guardedSentinels, "upstream sentinel", "scope application\n\t\tupstream sentinel", 1))
+	asks, other := o.program(netlab.As{Cgroup: o.cgroup("asks.service")}), o.program(netlab.As{Cgroup: o.cgroup("other.service")})
+	if m, err := o.ask(asks, sentinel1, "www.example.test.", dns.TypeA); err != nil || len(m.Answer) != 1 {
+		t.Errorf("%v, %v", err, m)
+	}
+	o.wantOpen(asks, "tcp", "198.18.1.1")
+	o.wantRefused(other, "tcp", "198.18.1.1")
+
+	// It goes on over a reload, and so do changes of nameservers.
+	o.mustReload(c, strings.Replace(guardedSentinels, "upstream sentinel", "scope application\n\t\thold 2s\n\t\tupstream sentinel", 1))
+	if m, err := o.ask(asks, sentinel1, "www.example.test.", dns.TypeA); err != nil || len(m.Answer) != 1 {
+		t.Errorf("after a reload: %v, %v", err, m)
+	}
+	o.nameserver(2)
+	o.etc("resolv.conf", "nameserver 198.18.53.2\n")
+	o.eventually("the new nameserver answers", func() bool {
+		m, err := o.ask(other, sentinel1, "www.example.test.", dns.TypeA)
+		return err == nil && len(m.Answer) == 1 && strings.HasSuffix(m.Answer[0].String(), "198.18.1.2")
+	})
+	o.wantOpen(other, "tcp", "198.18.1.2")
+	o.wantUpstreamShutAt("198.18.53.2")
+	o.must(run.Stop())
+}
+
+// What cannot be right is said at the start, or before anything is changed.
+func TestSentinelsWhereTheyCannotBe(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t)
+	o.nameserver(1)
+	const lease = "nameserver 198.18.53.1\n"
+	o.etc("resolv.conf", lease)
+	time.Sleep(400 * time.Millisecond)
+	_, _ = o.sentinel("-wait", "0s", "up") // for the addresses
+	for corefile, want := range map[string]string{
+		".:53 {\n\tsentinel\n\tcache\n}\n":                "leave cache out",
+		".:53 {\n\tsentinel\n\tbind 127.0.0.1\n}\n":       "leave bind out",
+		"tls://.:853 {\n\tsentinel\n\ttls c.pem k.pem\n}": "asks by plain DNS",
+	} {
+		c := o.coredns(strings.NewReplacer("c.pem", o.certificate(), "k.pem", o.certificate()+".key").Replace(corefile))
+		if err := c.Wait(); err == nil || !strings.Contains(c.Output(), want) {
+			t.Errorf("%q: %v, %s", corefile, err, c.Output())
+		}
+	}
+
+	// As in a container.
+	o.runCoreDNS(plainSentinels)
+	cmd := o.command("sh", "-c", "mount --bind /etc/resolv.conf /etc/resolv.conf; "+sentinelBinary(t)+" up")
+	if err := cmd.Run(); err == nil || !strings.Contains(cmd.Output(), "is a mount of its own") || o.resolvConf() != lease {
+		t.Errorf("a mount: %v, %s; resolv.conf:\n%s", err, cmd.Output(), o.resolvConf())
+	}
+	left, err := filepath.Glob(filepath.Join(o.files, "etc/.resolv.conf*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("it leaves %v, %v", left, err)
+	}
+}
+
+// certificate is a file with one, beside its key.
+func (o *office) certificate() string {
+	o.Helper()
+	path := filepath.Join(o.files, "cert.pem")
+	if _, err := os.Stat(path); err != nil {
+		writeCertificate(o.T, path, path+".key")
+	}
+	return path
+}
