@@ -40,6 +40,7 @@ func killed(root string) int {
 	m.between = func(step string) {
 		if meet := os.Getenv(envMeet); meet != "" && step == "exchange" {
 			_ = dhcp(root, meet)
+			_ = os.WriteFile(filepath.Join(root, "met"), nil, 0o644)
 		}
 		if n++; n == at {
 			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
