@@ -49,8 +49,8 @@ func (o onLoopback) add() error {
 				continue
 			}
 			err := netlink.AddrAdd(lo, onHost(addr))
-			if addr.Is6() && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPERM) && len(have) > 0) {
-				break // this machine has no IPv6
+			if addr.Is6() && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EOPNOTSUPP)) {
+				break // IPv6 is switched off, on lo or altogether
 			}
 			if err != nil && !errors.Is(err, unix.EEXIST) {
 				return fmt.Errorf("address %v on lo: %w", addr, err)

@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"bytes"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -15,11 +17,11 @@ import (
 func resolvedBinary(t *testing.T) string {
 	t.Helper()
 	for _, path := range []string{os.Getenv("SYSTEMD_RESOLVED"), "/usr/lib/systemd/systemd-resolved", "/lib/systemd/systemd-resolved"} {
-		if _, err := os.Stat(path); err == nil && path != "" {
+		if path != "" && exec.Command(path, "--version").Run() == nil { // it needs a library of systemd's
 			return path
 		}
 	}
-	t.Skip("there is no systemd-resolved")
+	t.Skip("there is no systemd-resolved that runs")
 	return ""
 }
 
@@ -76,8 +78,15 @@ func (r *resolved) start(binary string) {
 		return
 	}
 	for range 500 {
-		ss := r.guard.Command("ss", "-Hlun", "src", "127.0.0.53:53")
-		if ss.Run() == nil && strings.Contains(ss.Output(), "127.0.0.53") {
+		var sockets []byte
+		if err := r.guard.Do(func() (err error) {
+			sockets, err = os.ReadFile("/proc/thread-self/net/udp")
+			return err
+		}); err != nil {
+			r.Error(err)
+			return
+		}
+		if bytes.Contains(sockets, []byte("3500007F:0035")) { // 127.0.0.53, port 53
 			return
 		}
 		time.Sleep(10 * time.Millisecond)

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -50,16 +51,16 @@ func newOffice(t *testing.T) *office {
 	o.must(err)
 	o.world.world, err = lab.Host("world")
 	o.must(err)
-	net := o.world.world
-	o.must(lab.Link(o.guard, "wan0", net, "eth0"))
+	outside := o.world.world
+	o.must(lab.Link(o.guard, "wan0", outside, "eth0"))
 	o.must(o.guard.Addr("wan0", "192.0.2.1/24"))
 	o.must(o.guard.Addr("wan0", "2001:db8::1/64"))
-	o.must(net.Addr("eth0", "192.0.2.2/24"))
-	o.must(net.Addr("eth0", "2001:db8::2/64"))
+	o.must(outside.Addr("eth0", "192.0.2.2/24"))
+	o.must(outside.Addr("eth0", "2001:db8::2/64"))
 	o.must(o.guard.Route("0.0.0.0/0", "192.0.2.2"))
 	o.must(o.guard.Route("::/0", "2001:db8::2"))
-	o.must(net.Local("198.18.0.0/15"))
-	o.must(net.Echo(echoPort))
+	o.must(outside.Local("198.18.0.0/15"))
+	o.must(outside.Echo(echoPort))
 	for _, dir := range []string{"etc", "run", "var/lib"} {
 		o.must(os.MkdirAll(filepath.Join(o.files, dir), 0o755))
 	}
@@ -341,11 +342,20 @@ func TestSentinelsFollowDHCP(t *testing.T) {
 func (o *office) runCoreDNSWhenItCan(corefile string) *coredns {
 	o.Helper()
 	o.eventually("lo has the sentinels", func() bool {
-		cmd := o.guard.Command("ip", "-o", "addr", "show", "dev", "lo")
-		o.must(cmd.Run())
-		return strings.Contains(cmd.Output(), sentinel1+"/32") && strings.Contains(cmd.Output(), sentinel6+"/128")
+		return strings.Contains(o.addresses(), sentinel1+"/32") && strings.Contains(o.addresses(), sentinel6+"/128")
 	})
 	return o.runCoreDNS(corefile)
+}
+
+// addresses are those of the machine.
+func (o *office) addresses() string {
+	o.Helper()
+	var all []net.Addr
+	o.must(o.guard.Do(func() (err error) {
+		all, err = net.InterfaceAddrs()
+		return err
+	}))
+	return fmt.Sprint(all)
 }
 
 // Without CoreDNS, killed perhaps, the machine has its own nameservers back, and CoreDNS when that is back.
@@ -373,10 +383,8 @@ func TestSentinelsWithoutCoreDNS(t *testing.T) {
 	if o.resolvConf() != lease {
 		t.Errorf("resolv.conf:\n%s", o.resolvConf())
 	}
-	cmd := o.guard.Command("ip", "-o", "addr", "show", "dev", "lo")
-	o.must(cmd.Run())
-	if strings.Contains(cmd.Output(), "100.100.111.") || strings.Contains(cmd.Output(), "fd00:") {
-		t.Errorf("addresses stay:\n%s", cmd.Output())
+	if all := o.addresses(); strings.Contains(all, "100.100.111.") || strings.Contains(all, "fd00:") {
+		t.Errorf("addresses stay: %s", all)
 	}
 }
 
