@@ -38,7 +38,9 @@ func askAt(addr netip.Addr) ([]sentinel, error) {
 	q := new(dns.Msg).SetQuestion(hostdns.Question, dns.TypeTXT)
 	q.Question[0].Qclass = dns.ClassCHAOS
 	q.SetEdns0(4096, false)
-	m, _, err := (&dns.Client{Timeout: askWithin}).Exchange(q, net.JoinHostPort(addr.String(), "53"))
+	// From the address itself: if it is not on this machine, nobody outside is asked, who might answer.
+	from := &net.Dialer{Timeout: askWithin, LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, 0))}
+	m, _, err := (&dns.Client{Timeout: askWithin, Dialer: from}).Exchange(q, net.JoinHostPort(addr.String(), "53"))
 	if err != nil {
 		return nil, fmt.Errorf("nothing answers at %v: %w", addr, err)
 	}
