@@ -38,6 +38,8 @@ type settings struct {
 
 	place string // file:line of the directive
 
+	upstreamSentinel bool // open to CoreDNS alone is also what the sentinel plugin forwards to
+
 	found found
 }
 
@@ -51,6 +53,8 @@ type found struct {
 	policies []*policy      // the same, in order
 	pools    []netip.Prefix // of these, each once
 	book     string         // the name of all their books
+
+	nameservers *nameservers // nil unless upstreamSentinel
 }
 
 // kernelRoutes are the routes, those once that are the same to the kernel.
@@ -137,7 +141,7 @@ func (s *settings) rules(m *machine) backend.Rules {
 		MaxGrants: s.limits.grants, MaxGrantsClient: s.limits.client, MaxGrantsName: s.limits.name,
 	}
 	if s.local() {
-		r.Upstream, r.Self = s.found.upstream, s.found.self
+		r.Upstream, r.Self = s.found.nameservers.with(s.found.upstream), s.found.self
 	}
 	if s.gateway() {
 		r.Capture = s.found.capture
@@ -165,6 +169,7 @@ func (s *settings) contradiction(other *settings) string {
 		{"scope", s.scope == other.scope && s.byUser == other.byUser, s.scopeText(), other.scopeText()},
 		{"shared_resolver", s.shared.equal(&other.shared), s.shared, other.shared},
 		{"upstream", sameSet(s.upstreams, other.upstreams, netip.AddrPort.Compare), s.upstreams, other.upstreams},
+		{"upstream sentinel", s.upstreamSentinel == other.upstreamSentinel, s.upstreamSentinel, other.upstreamSentinel},
 		{"capture", s.capture == other.capture, s.capture, other.capture},
 		{"linger", s.linger == other.linger, s.linger, other.linger},
 		{"max_grants", s.limits.grants == other.limits.grants, s.limits.grants, other.limits.grants},

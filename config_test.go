@@ -43,6 +43,9 @@ func settingsText(s *settings) string {
 	if len(s.upstreams) > 0 {
 		line("upstream", s.upstreams)
 	}
+	if s.upstreamSentinel {
+		line("upstream", sentinelName)
+	}
 	if s.capture {
 		line("capture", "")
 	}
@@ -161,6 +164,10 @@ table my_guard-1.x
 			upstream 192.0.2.53 192.0.2.54:5353 2001:db8::53 [2001:db8::54]:853 [2001:db8::55]
 			upstream ::ffff:192.0.2.55
 		}`, "mode nft-local\nupstream 192.0.2.53:0 192.0.2.54:5353 [2001:db8::53]:0 [2001:db8::54]:853 [2001:db8::55]:0 192.0.2.55:0\n" + defaultsText},
+		{"upstream of sentinels", `ipdestinationguard {
+			mode nft-local
+			upstream 192.0.2.53 sentinel
+		}`, "mode nft-local\nupstream 192.0.2.53:0\nupstream sentinel\n" + defaultsText},
 		{"capture and linger", `ipdestinationguard {
 			mode nft-gateway
 			interfaces lan0
@@ -418,6 +425,7 @@ func TestContradiction(t *testing.T) {
 		{"dns_ports", "hold 1s", "hold 1s\ndns_ports open", "dns_ports open at Other:1 contradicts closed at Testfile:1"},
 		{"trusted_forwarder", "hold 1s", "hold 1s\ntrusted_forwarder 10.0.0.1", "trusted_forwarder [10.0.0.1/32] at Other:1 contradicts [] at Testfile:1"},
 		{"shared_resolver", "hold 1s", "hold 1s\nshared_resolver 1", "shared_resolver 1 at Other:1 contradicts nobody at Testfile:1"},
+		{"upstream sentinel", "hold 1s", "hold 1s\nupstream sentinel", "upstream sentinel true at Other:1 contradicts false at Testfile:1"},
 		{"upstream", "hold 1s", "hold 1s\nupstream 10.0.0.1:53", "upstream [10.0.0.1:53] at Other:1 contradicts [] at Testfile:1"},
 		{"capture", "hold 1s", "hold 1s\ncapture", "capture true at Other:1 contradicts false at Testfile:1"},
 		{"linger", "hold 1s", "hold 1s\nlinger 1h", "linger 1h0m0s at Other:1 contradicts 0s at Testfile:1"},

@@ -94,9 +94,13 @@ func parsePrefix(text string) (netip.Prefix, error) {
 	return netip.PrefixFrom(addr, bits), nil
 }
 
-// addUpstreams reads addresses, with or without a port.
+// addUpstreams reads addresses, with or without a port, and the word for nameservers that change.
 func (p *parser) addUpstreams(texts []string) error {
 	for _, text := range texts {
+		if text == sentinelName {
+			p.upstreamSentinel = true
+			continue
+		}
 		ap, err := netip.ParseAddrPort(text)
 		if err != nil {
 			addr, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(text, "["), "]"))

@@ -220,7 +220,8 @@ func (gen *generation) find() (err error) {
 	if s.local() {
 		to := destinations(gen.corefile())
 		s.found.upstream = s.upstream(to)
-		if len(s.found.upstream) > 0 {
+		gen.followNameservers()
+		if len(s.found.upstream) > 0 || s.upstreamSentinel {
 			if s.found.self, err = self(); err != nil {
 				log.Warningf("CoreDNS is told from other programs by its user only: %v", err)
 			}
