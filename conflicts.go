@@ -19,7 +19,11 @@ import (
 var errNoRouter = errors.New("this kind of firewall cannot translate addresses, which routes need: leave them out")
 
 // prepareRoutes makes all ready for routes to be put in force.
-func (g *guard) prepareRoutes(s *settings, routes []*namedRoute) error {
+func (g *guard) prepareRoutes(s *settings) error {
+	var routes []*namedRoute
+	for _, p := range s.found.policies {
+		routes = append(routes, p.routes...)
+	}
 	if len(routes) == 0 {
 		return nil
 	}

@@ -176,7 +176,7 @@ func (r *rig) arm(directive string) {
 			of.state = r.book
 		}
 	}
-	if err = r.guard.prepareRoutes(s, p.routes); err == nil {
+	if err = r.guard.prepareRoutes(s); err == nil {
 		err = r.guard.arm(s)
 	}
 	if err != nil {

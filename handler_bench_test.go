@@ -48,7 +48,7 @@ func benchRouted(tb testing.TB, now func() time.Time, pattern string) (*guard, *
 	s, p, err := parse(caddy.NewTestController("dns", "ipdestinationguard {\nmode nft-both\nroute "+pattern+" {\nstate "+tb.TempDir()+"/mappings.db\n}\n}"))
 	if err == nil {
 		s.found.policies = []*policy{p}
-		err = g.prepareRoutes(s, p.routes)
+		err = g.prepareRoutes(s)
 	}
 	if err == nil {
 		err = g.arm(s)

@@ -122,12 +122,14 @@ func (g *guard) takeOver(s *settings) error {
 		}
 		r.book.SetMax(s.limits.mappings)
 	}
+	// Names that are asked for from here on have their new route, and then addresses of
+	// before besides; the other way round, they might have some of a route that goes.
+	g.routing.Store(t)
+	close(was.changed)
 	g.rehome(t, len(was.routes) == 0)
 	if was.book != "" && was.book != t.book {
 		t.restore()
 	}
-	g.routing.Store(t)
-	close(was.changed)
 	if g.end == nil {
 		var ctx context.Context
 		ctx, g.end = context.WithCancel(context.Background())

@@ -97,7 +97,8 @@ func TestAnswersBeforeTheirRouteIsInForce(t *testing.T) {
 		for _, of := range p.routes {
 			of.state = r.book
 		}
-		if err := r.guard.prepareRoutes(&s, p.routes); err != nil {
+		s.found.policies = []*policy{p}
+		if err := r.guard.prepareRoutes(&s); err != nil {
 			t.Fatal(err)
 		}
 		p.private = append(p.private, examples)
@@ -234,7 +235,7 @@ func TestBookIsPrivate(t *testing.T) {
 func TestRoutesNeedARouter(t *testing.T) {
 	type bare struct{ backend.Backend } // and nothing else
 	g := newGuard(func(*backend.InForce, backend.Observer) backend.Backend { return bare{} }, alone, time.Now)
-	err := g.prepareRoutes(&settings{}, []*namedRoute{{place: "Corefile:3"}})
+	err := g.prepareRoutes(&settings{found: found{policies: []*policy{{routes: []*namedRoute{{place: "Corefile:3"}}}}}})
 	if err == nil || err.Error() != "Corefile:3: this kind of firewall cannot translate addresses, which routes need: leave them out" {
 		t.Error(err)
 	}

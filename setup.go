@@ -93,7 +93,6 @@ type generation struct {
 	programs string              // the place of the first block with users or units
 	blocks   []*dnsserver.Config // that have the directive
 	policies []*policy           // of these
-	routes   []*namedRoute       // of these
 }
 
 type generationKey struct{}
@@ -145,7 +144,6 @@ func (gen *generation) add(s *settings, p *policy) (err error) {
 		if r.class != 0 {
 			gen.classes[r.class] = r.predicates
 		}
-		gen.routes = append(gen.routes, r)
 	}
 	switch {
 	case s == nil:
@@ -187,7 +185,7 @@ func (gen *generation) check() (err error) {
 			g.closeBooks(g.settings.Load().found.routes)
 		}
 	}()
-	if err := g.prepareRoutes(s, gen.routes); err != nil {
+	if err := g.prepareRoutes(s); err != nil {
 		return plugin.Error(name, err)
 	}
 	err = g.backend.Check(s.rules(&machine{}))

@@ -300,6 +300,42 @@ func TestMappedAddressesStay(t *testing.T) {
 	}
 }
 
+// Reloads that change how names leave, the routes beside theirs and the books refuse
+// nobody who has a mapped address, and cut nothing.
+func TestRouteReloadsUnderLoad(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.addEgress()
+	other := t.TempDir() + "/other.db"
+	var files []string
+	for _, options := range [][]string{
+		twoRoutes,
+		{routeBlock("one", "egress "+strings.Join(egressTwo, " ")), twoRoutes[1]},
+		{"route **.test {\n\t\tfwmark 7\n\t}"},
+		{twoRoutes[0], twoRoutes[1], routeBlock("three", "pool 10.203.0.0/16 fd09::/64", "state "+other)},
+	} {
+		files = append(files, corefile(guardBlock("nft-both", options...)))
+	}
+	c := w.start(files[0])
+	tr := w.traffic()
+	var live []net.Conn
+	for _, p := range []party{w.self(), w.behind()} {
+		for _, real := range []string{p.addr4(1), p.addr6(1)} {
+			for _, zone := range []string{"one", "two"} {
+				addr := w.mappedTo(p, zone, real)
+				live = append(live, w.connected(p.Host, addr))
+				tr.alwaysOpen(p.Host, addr)
+			}
+		}
+		tr.neverOpen(p.Host)
+	}
+	tr.alive(live...)
+	for n := range 24 {
+		w.mustReload(c, files[(n+1)%len(files)])
+	}
+	tr.end()
+}
+
 // A directory is DNS of the world whose names lead where the test says.
 type directory struct {
 	*world
