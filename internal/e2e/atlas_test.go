@@ -18,7 +18,6 @@ type atlas struct {
 	rcodes  map[string]int
 	turning bool
 	turns   int
-	asked   map[string]int
 }
 
 const atlasPort = 5300
@@ -37,8 +36,13 @@ func atlasUpstream() string {
 	return fmt.Sprintf("forward . %s:%d {\n\tmax_fails 0\n\t}", resolver4, atlasPort)
 }
 
+// under is a Corefile that asks it.
+func (a *atlas) under(corefile string) string {
+	return strings.Replace(corefile, "forward . "+resolver4+"\n", atlasUpstream()+"\n", 1)
+}
+
 func newAtlas() *atlas {
-	return &atlas{records: map[string][]dns.RR{}, rcodes: map[string]int{}, asked: map[string]int{}}
+	return &atlas{records: map[string][]dns.RR{}, rcodes: map[string]int{}}
 }
 
 // secured answers over TLS as well, on port 853.
@@ -105,13 +109,6 @@ func (a *atlas) turn() {
 	a.turning = true
 }
 
-// questions is how many there were for a name.
-func (a *atlas) questions(name string) int {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.asked[canonical(name)]
-}
-
 // ServeDNS implements dns.Handler.
 func (a *atlas) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 	m := new(dns.Msg).SetReply(query)
@@ -132,7 +129,6 @@ func (a *atlas) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
 
 func (a *atlas) answer(m *dns.Msg, q dns.Question) {
 	owner := canonical(q.Name)
-	a.asked[owner]++
 	for range 16 { // aliases
 		if rcode, ok := a.rcodes[owner]; ok {
 			m.Rcode = rcode

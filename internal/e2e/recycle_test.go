@@ -25,12 +25,11 @@ import (
 //	client --- here --- world
 type recycling struct {
 	*world
-	kernel  *nft.Backend
-	book    *route.Book
-	route   *route.Route
-	skew    atomic.Int64 // how far the clock is ahead
-	meddle  atomic.Pointer[func()]
-	ofNames map[string]netip.Addr
+	kernel *nft.Backend
+	book   *route.Book
+	route  *route.Route
+	skew   atomic.Int64 // how far the clock is ahead
+	meddle atomic.Pointer[func()]
 }
 
 const twoDays = 48 * time.Hour

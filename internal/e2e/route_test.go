@@ -2,12 +2,10 @@ package e2e
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -336,61 +334,6 @@ func TestRouteReloadsUnderLoad(t *testing.T) {
 	tr.end()
 }
 
-// A directory is DNS of the world whose names lead where the test says.
-type directory struct {
-	*world
-	mu    sync.Mutex
-	addrs map[string][]string
-}
-
-const directoryPort = 5300
-
-// directory starts one. A Corefile asks it by forwarding to it: see under.
-func (w *world) directory() *directory {
-	w.Helper()
-	d := &directory{world: w, addrs: map[string][]string{}}
-	w.must(w.world.ServeDNS(directoryPort, dns.HandlerFunc(d.serve)))
-	return d
-}
-
-// under is a Corefile that asks the directory.
-func (d *directory) under(corefile string) string {
-	d.Helper()
-	from := "forward . " + resolver4 + "\n"
-	if !strings.Contains(corefile, from) {
-		d.Fatalf("nothing is forwarded in\n%s", corefile)
-	}
-	return strings.Replace(corefile, from, fmt.Sprintf("forward . %s:%d\n", resolver4, directoryPort), 1)
-}
-
-// lead has a name lead to addresses, in this order; to none if there are none.
-func (d *directory) lead(name string, addrs ...string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.addrs[name] = addrs
-}
-
-func (d *directory) serve(w dns.ResponseWriter, r *dns.Msg) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	m := new(dns.Msg).SetReply(r)
-	q := r.Question[0]
-	addrs, known := d.addrs[strings.ToLower(q.Name)]
-	if !known {
-		m.Rcode = dns.RcodeNameError
-	}
-	for _, addr := range addrs {
-		h := dns.RR_Header{Name: q.Name, Rrtype: q.Qtype, Class: dns.ClassINET, Ttl: 1}
-		switch {
-		case is4(addr) && q.Qtype == dns.TypeA:
-			m.Answer = append(m.Answer, &dns.A{Hdr: h, A: net.ParseIP(addr)})
-		case !is4(addr) && q.Qtype == dns.TypeAAAA:
-			m.Answer = append(m.Answer, &dns.AAAA{Hdr: h, AAAA: net.ParseIP(addr)})
-		}
-	}
-	_ = w.WriteMsg(m)
-}
-
 // leadsTo checks where new connections to a mapped address arrive.
 func (x *wire) leadsTo(p party, addr, real string) {
 	x.Helper()
@@ -407,13 +350,13 @@ func (x *wire) leadsTo(p party, addr, real string) {
 func TestMappedAddressesFollow(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	x, d := w.tap(), w.directory()
-	w.start(d.under(corefile(guardBlock("nft-gateway", routeBlock("one", "slots 4"), routeBlock("two", "on_change cut")))))
+	x, names := w.tap(), w.atlas()
+	w.start(names.under(corefile(guardBlock("nft-gateway", routeBlock("one", "slots 4"), routeBlock("two", "on_change cut")))))
 	p := w.behind()
 	for zone, cut := range map[string]bool{"one": false, "two": true} {
 		name := "www." + zone + ".test."
 		first, second, third := p.addr4(11), p.addr4(12), p.addr4(13)
-		d.lead(name, first, second)
+		names.addrs(name, 1, first, second)
 		addrs := w.mapped(p.Host, p.resolver4, name)
 		if len(addrs) != 2 {
 			t.Fatalf("mapped to %v", addrs)
@@ -421,14 +364,14 @@ func TestMappedAddressesFollow(t *testing.T) {
 		x.leadsTo(p, addrs[0], first)
 		x.leadsTo(p, addrs[1], second)
 		live := w.connected(p.Host, addrs[0])
-		d.lead(name, second, first)
+		names.addrs(name, 1, second, first)
 		if turned := w.mapped(p.Host, p.resolver4, name); !slices.Equal(turned, []string{addrs[1], addrs[0]}) {
 			t.Errorf("mapped to %v, and before to %v", turned, addrs)
 		}
 		x.leadsTo(p, addrs[0], first)
 		w.must(echo(live))
 
-		d.lead(name, third)
+		names.addrs(name, 1, third)
 		if now := w.mapped(p.Host, p.resolver4, name); !slices.Equal(now, addrs[:1]) {
 			t.Errorf("mapped to %v, and before to %v", now, addrs)
 		}
