@@ -54,7 +54,7 @@ func (a *administration) hooks(ctx context.Context) (hooks []admin.Hook) {
 	if d, ok := g.backend.(backend.Denials); ok {
 		tallies, _ = d.Tallies(ctx) // zero tells enough
 	}
-	until := a.trialEnds()
+	until := a.guard.trialEnds()
 	for hook, on := range [backend.Hooks]struct{ guarded, audit bool }{
 		backend.Output: {rules.Local, rules.AuditLocal}, backend.Forward: {rules.Gateway, rules.AuditGateway},
 	} {
@@ -76,19 +76,6 @@ func (a *administration) hooks(ctx context.Context) (hooks []admin.Hook) {
 		hooks = append(hooks, h)
 	}
 	return hooks
-}
-
-// trialEnds is when a trial that is on ends, or the zero time.
-func (a *administration) trialEnds() time.Time {
-	auditor, ok := a.guard.backend.(backend.Auditor)
-	if !ok {
-		return time.Time{}
-	}
-	until, err := auditor.Tried(context.Background())
-	if err != nil {
-		return time.Time{}
-	}
-	return until
 }
 
 // SetAudit implements [admin.Guard].

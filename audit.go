@@ -85,6 +85,19 @@ func (g *guard) confirm(ctx context.Context) error {
 	return g.switchAudit(ctx, []backend.Hook{backend.Output, backend.Forward}, false)
 }
 
+// trialEnds is when a trial that is on ends, or the zero time.
+func (g *guard) trialEnds() time.Time {
+	auditor, ok := g.backend.(backend.Auditor)
+	if !ok {
+		return time.Time{}
+	}
+	until, err := auditor.Tried(context.Background())
+	if err != nil {
+		return time.Time{}
+	}
+	return until
+}
+
 // auditor is the backend as one, of a guard that is armed.
 func (g *guard) auditor() (backend.Auditor, error) {
 	if err := g.ready(); err != nil {

@@ -118,7 +118,7 @@ func (a *administration) verdict(k *why.Knowledge, f *why.Flow) admin.Verdict {
 	case f.Program != nil:
 		who = "user " + userName(f.Program.User)
 	}
-	audited = audited && !a.trialEnds().After(k.Now)
+	audited = audited && !a.guard.trialEnds().After(k.Now)
 	return admin.Verdict{
 		Hook: hook.String(), For: who, To: destinationText(f.Protocol, f.Port),
 		Passes: v.Passes || audited, Refused: !v.Passes, Reason: string(v.Reason), Text: v.Text,

@@ -120,7 +120,7 @@ func histogram(metric, help string, buckets []float64) prometheus.Histogram {
 }
 
 // tallies are read when somebody asks for them.
-type tallies struct{ packets, unlisted *prometheus.Desc }
+type tallies struct{ packets, unlisted, audit *prometheus.Desc }
 
 func init() {
 	desc := func(metric, help string, labels ...string) *prometheus.Desc {
@@ -129,6 +129,7 @@ func init() {
 	prometheus.MustRegister(&tallies{
 		desc("denied_all_packets_total", "Packets that were refused, or passed in audit only: all of them, as the kernel counts.", "chain", "became"),
 		desc("denied_unlisted_packets_total", "Of these, packets of flows that the kernel had no room for.", "chain"),
+		desc("audit", "1 while a guarded chain refuses nothing and only counts, else 0.", "chain"),
 	})
 }
 
@@ -136,6 +137,7 @@ func init() {
 func (t *tallies) Describe(all chan<- *prometheus.Desc) {
 	all <- t.packets
 	all <- t.unlisted
+	all <- t.audit
 }
 
 // Collect implements prometheus.Collector.
@@ -145,10 +147,19 @@ func (t *tallies) Collect(all chan<- prometheus.Metric) {
 		return
 	}
 	g.arming.Lock()
-	d := g.denied
+	d, rules := g.denied, g.rules
 	g.arming.Unlock()
 	if d == nil {
 		return
+	}
+	for hook, guarded := range [backend.Hooks]bool{rules.Local, rules.Gateway} {
+		audited := 0.0
+		if [backend.Hooks]bool{rules.AuditLocal, rules.AuditGateway}[hook] && !g.trialEnds().After(g.now()) {
+			audited = 1
+		}
+		if guarded {
+			all <- prometheus.MustNewConstMetric(t.audit, prometheus.GaugeValue, audited, backend.Hook(hook).String())
+		}
 	}
 	sums := d.log.Sums()
 	send := func(desc *prometheus.Desc, packets uint64, labels ...string) {

@@ -311,17 +311,6 @@ func TestRevoke(t *testing.T) {
 	w.wantOpen(w.guard, "tcp", self.addr4(3))
 }
 
-// verdicts asks why packets from somebody to an address would pass or not.
-func (w *world) verdict(socket string, q admin.ExplainQuery) admin.Verdict {
-	w.Helper()
-	e, err := w.asks(socket).Explain(context.Background(), q)
-	w.must(err)
-	if len(e.Addresses) != 1 || len(e.Addresses[0].Verdicts) != 1 {
-		w.Fatalf("%+v is explained by %+v", q, e)
-	}
-	return e.Addresses[0].Verdicts[0]
-}
-
 // askName asks the guard for the addresses of a name, IPv4 or IPv6.
 func (w *world) askName(from sender, server, name string, addr netip.Addr) (rcode, answers int) {
 	w.Helper()
