@@ -111,7 +111,8 @@ type Router interface {
 	Map(ctx context.Context, mappings []Mapping, within time.Duration) error
 
 	// Unmap ends mappings: when it has returned, new connections to these addresses are
-	// refused. Those that live go on until [Router.Connections] ends them.
+	// refused. Those that live go on until [Router.Connections] ends them; where the route
+	// has a way out or a mark, their packets wait until then, or for another mapping.
 	Unmap(ctx context.Context, mapped []netip.Addr) error
 
 	// Connections visits the connections whose destination has been translated, and ends

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -64,6 +65,10 @@ func (b *Backend) Connections(ctx context.Context, each func(mapped, real netip.
 	}
 	defer end.close()
 
+	own, err := ownAddrs()
+	if err != nil {
+		return err
+	}
 	filter := appendUint32(nil, ctaStatus, statusDNAT)
 	filter = appendUint32(filter, ctaStatusMask, statusDNAT)
 	var stopped error
@@ -73,8 +78,8 @@ func (b *Backend) Connections(ctx context.Context, each func(mapped, real netip.
 			return false
 		}
 		f := parseFlow(data)
-		if f.status&statusDNAT == 0 || !rules.Pooled(f.mapped) {
-			return true
+		if f.status&statusDNAT == 0 || !rules.Pooled(f.mapped) || own[f.real] {
+			return true // what leads here is captured DNS
 		}
 		if !each(f.mapped, f.real) {
 			delete(fading, f.mapped.As16())
@@ -92,6 +97,19 @@ func (b *Backend) Connections(ctx context.Context, each func(mapped, real netip.
 		return b.ask(ctx, &request{unbind: slices.Collect(maps.Keys(fading)), done: make(chan error, 1)})
 	}
 	return nil
+}
+
+// ownAddrs are those of this machine.
+func ownAddrs() (map[netip.Addr]bool, error) {
+	all, err := net.InterfaceAddrs()
+	own := make(map[netip.Addr]bool, len(all))
+	for _, a := range all {
+		if n, ok := a.(*net.IPNet); ok {
+			addr, _ := netip.AddrFromSlice(n.IP)
+			own[addr.Unmap()] = true
+		}
+	}
+	return own, err
 }
 
 // end makes the kernel forget a connection, if it is still that one.

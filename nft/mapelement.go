@@ -75,7 +75,7 @@ func (s *socket) getMapping(table, set string, a *ip) (real ip, found bool, err 
 				real, found = dataOf(elem), true
 			}
 		}
-		return true
+		return false // nothing comes after it
 	})
 	if errors.Is(err, unix.ENOENT) {
 		return ip{}, false, nil

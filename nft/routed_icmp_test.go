@@ -3,6 +3,7 @@ package nft
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/net/ipv6"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/backend/backendtest"
 	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
 
@@ -249,3 +251,47 @@ func TestRoutedErrors(t *testing.T) {
 }
 
 func both(a, b netip.Addr) []netip.Addr { return []netip.Addr{a, b} }
+
+// Where the way out is narrower than the one before the translation, everything gets
+// through all the same: senders hear of it.
+func TestRoutedNarrowUplink(t *testing.T) {
+	for _, path := range []string{"forwarded", "local"} {
+		t.Run(path, func(t *testing.T) {
+			n := routedNetwork(t)
+			n.guard(outRules(t))
+			defer n.dump()
+			n.uplink(77)
+			s := n.senders()[path]
+			n.mapTo("tun", 1, 1)
+			n.openMapped(1, s.holder)
+			narrow := func(ifname string) error {
+				link, err := netlink.LinkByName(ifname)
+				if err != nil {
+					return err
+				}
+				return netlink.LinkSetMTU(link, 1300)
+			}
+			if err := errors.Join(narrow("tun0"), n.world.Do(func() error { return narrow("eth1") })); err != nil {
+				t.Fatal(err)
+			}
+			for _, conn := range n.dials(s, "tcp", toMapped(1, 443)...) {
+				_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+				const size = 200_000
+				go func() { _, _ = conn.Write(make([]byte, size)) }()
+				if got, err := io.ReadFull(conn, make([]byte, size)); err != nil {
+					t.Errorf("%v: %d bytes: %v", conn.RemoteAddr(), got, err)
+				}
+			}
+			for _, conn := range n.dials(s, "udp", toMapped(1, 443)...) {
+				backendtest.Eventually(t, "a large packet gets through, in parts", func() bool {
+					_ = conn.SetDeadline(time.Now().Add(200 * time.Millisecond))
+					if _, err := conn.Write(make([]byte, 1350)); err != nil {
+						return false
+					}
+					got, err := conn.Read(make([]byte, 2000))
+					return err == nil && got == 1350
+				})
+			}
+		})
+	}
+}

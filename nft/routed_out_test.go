@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -138,9 +139,14 @@ func (n *network) dials(from speaker, network string, addrs ...string) (all []ne
 	return all
 }
 
-// counts returns what counts the IP packets to the world's addresses that leave by an
-// interface from now on.
+// counts returns what counts the IP packets to the first addresses, mapped or real, that
+// leave by an interface from now on.
 func (n *network) counts(ifname string) func() int {
+	n.Helper()
+	return n.countsTo(ifname, append(both(addrs(1)), both(mappedAddrs(1))...))
+}
+
+func (n *network) countsTo(ifname string, targets []netip.Addr) func() int {
 	n.Helper()
 	s, err := n.here.Sniff(ifname)
 	if err != nil {
@@ -162,8 +168,7 @@ func (n *network) counts(ifname string) func() int {
 			case len(f) >= 54 && f[12] == 0x86 && f[13] == 0xdd:
 				to, _ = netip.AddrFromSlice(f[38:54])
 			}
-			r4, r6 := addrs(1)
-			if m4, m6 := mappedAddrs(1); to == r4 || to == r6 || to == m4 || to == m6 {
+			if slices.Contains(targets, to) {
 				count++
 			}
 		}
@@ -251,9 +256,10 @@ func TestRoutedBound(t *testing.T) {
 
 // keepsSending sends packets of live connections from now on, as fast as it can.
 func (n *network) keepsSending(from speaker, addrs ...string) {
+	ctx := n.Context()
 	for _, c := range n.dials(from, "udp", addrs...) {
 		go func() {
-			for n.Context().Err() == nil {
+			for ctx.Err() == nil {
 				if _, err := c.Write([]byte("x")); errors.Is(err, net.ErrClosed) {
 					return
 				}

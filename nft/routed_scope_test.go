@@ -145,6 +145,9 @@ func TestRoutedCapture(t *testing.T) {
 			if n.world.Accepted() != before {
 				t.Error("somebody else has answered")
 			}
+			if visited := n.connections(nil); len(visited) > 0 { // none of them uses the address
+				t.Errorf("visited: %v", visited)
+			}
 			n.reaches(n.client, true, "tcp", toMapped(1, 853)...)
 			n.seen(n.client, 1, 1, egressOne4, egressOne6)
 		})

@@ -201,6 +201,7 @@ func (s *socket) requestOf(part, typ, flags uint16, family byte, attrs []byte, e
 		case h.Seq != s.seq:
 		case h.Type == unix.NLMSG_ERROR:
 			refused = parseError(h, data)
+			return false // nothing comes after it
 		case h.Type == unix.NLMSG_DONE:
 		case len(data) >= 4:
 			return each(data[4:])

@@ -174,16 +174,11 @@ func (b *Book) extended(e *entry, addrs []ip, err error) {
 func (c *change) point(e *entry, k int) (Answer, error) {
 	force := c.router.Epoch() + 1
 	e.mu.Lock()
-	slots, was := slices.Clone(e.slots), e.force
+	slots, was, vague := slices.Clone(e.slots), e.force, e.vague
 	e.mu.Unlock()
 
 	changed := aim(slots, c.reals, k)
-	var answer Answer
-	for _, s := range e.slots {
-		if s.real != (ip{}) && (was == 0 || !leads(c.reals, s.real)) {
-			answer.Stale = append(answer.Stale, e.addr(s.mapped))
-		}
-	}
+	answer := Answer{Stale: c.stale(e, vague)}
 	if was != force {
 		changed = ^uint64(0)
 	}
@@ -197,7 +192,7 @@ func (c *change) point(e *entry, k int) (Answer, error) {
 	if mappings != nil {
 		if err := c.router.Map(c.outer, mappings, time.Until(c.until)); err != nil {
 			e.mu.Lock()
-			e.force = 0
+			e.force, e.vague = 0, true
 			e.mu.Unlock()
 			return Answer{}, err
 		}
@@ -205,7 +200,7 @@ func (c *change) point(e *entry, k int) (Answer, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.dirty = e.dirty || !slices.Equal(e.slots, slots)
-	e.slots, e.force, e.used = slots, force, c.since()
+	e.slots, e.force, e.vague, e.used = slots, force, false, c.since()
 	for _, real := range c.reals {
 		to := real.As16()
 		for _, s := range slots[:k] {
@@ -215,6 +210,20 @@ func (c *change) point(e *entry, k int) (Answer, error) {
 		}
 	}
 	return answer, nil
+}
+
+// stale lists all slots, if one has led to what is not the name's any more, or if that is
+// not known: connections may go there by any of them, since a slot can have been pointed
+// elsewhere while where it led before was still the name's.
+func (c *change) stale(e *entry, vague bool) (all []netip.Addr) {
+	for _, s := range e.slots {
+		vague = vague || s.real != (ip{}) && !leads(c.reals, s.real)
+		all = append(all, e.addr(s.mapped))
+	}
+	if !vague {
+		return nil
+	}
+	return all
 }
 
 // aim has the first k slots lead to one of the real addresses each, and the others to any,

@@ -64,8 +64,8 @@ type Answer struct {
 	// pool has no more for the name.
 	Mapped []netip.Addr
 
-	// Stale are addresses of the name whose live connections may still go to where the
-	// name does not lead any more: that is, to none of the real addresses given.
+	// Stale are the addresses of the name, if live connections through them may go to where
+	// the name does not lead any more: to another one than the real addresses given.
 	Stale []netip.Addr
 }
 

@@ -188,7 +188,7 @@ func (b *Book) moved(m *move) {
 	b.leaveLocked(from, from.slots[room:])
 	to.slots = slices.Concat(to.slots, from.slots[:room])
 	to.last += uint16(len(from.slots))
-	to.used, to.dirty, to.force = max(to.used, used), true, 0
+	to.used, to.dirty, to.force, to.vague = max(to.used, used), true, 0, to.vague || from.vague
 }
 
 // remap puts what was in force there again.
