@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/route"
@@ -23,6 +24,25 @@ import (
 type book struct {
 	*route.Book
 	path string
+
+	// Until then nothing is given out of it: clients may have grants for addresses that it
+	// knows nothing of. In nanoseconds of the guard's clock; 0 is now.
+	from atomic.Int64
+}
+
+var errStrange = errors.New("mapped addresses that the file knows nothing of are open to clients still")
+
+// ready reports errStrange while nothing may be given out.
+func (b *book) ready(now func() time.Time) error {
+	from := b.from.Load()
+	if from == 0 {
+		return nil
+	}
+	if left := time.Unix(0, from).Sub(now()); left > 0 {
+		return fmt.Errorf("%w, for another %v", errStrange, left.Round(time.Second))
+	}
+	b.from.Store(0)
+	return nil
 }
 
 // books are those of the process, by their paths.
@@ -52,7 +72,7 @@ func (g *guard) openBooks(routes []*namedRoute) error {
 		if g.books.open == nil {
 			g.books.open = map[string]*book{}
 		}
-		r.book = &book{opened, r.state}
+		r.book = &book{Book: opened, path: r.state}
 		g.books.open[r.state] = r.book
 	}
 	return nil
@@ -107,19 +127,39 @@ func bookID(routes []*namedRoute) string {
 }
 
 // endStrangers ends the connections into the pools of a book that knows nothing of them: of
-// one that is new, or that another one has been in the place of.
-func (g *guard) endStrangers(routes []*namedRoute) error {
+// one that is new, or that another one has been in the place of. Until their grants have
+// run out as well, it gives nothing out: a client could get to the host of another name
+// than it has asked for.
+func (g *guard) endStrangers(routes []*namedRoute, linger time.Duration) error {
+	var strange []*book
 	var pools []netip.Prefix
 	for _, r := range routes {
 		if r.book.Fresh() || len(g.served) > 0 && !g.served[r.state] {
-			pools = append(pools, r.pools...)
+			strange, pools = append(strange, r.book), append(pools, r.pools...)
 		}
 	}
 	if pools == nil {
 		return nil
 	}
+	granted, err := g.backend.List()
+	if err != nil {
+		return fmt.Errorf("what is open to whom cannot be listed: %w", err)
+	}
+	for _, grant := range granted {
+		if contains(pools, grant.Addr) {
+			for _, b := range strange {
+				b.from.Store(max(b.from.Load(), grant.Until.Add(linger).UnixNano()))
+			}
+		}
+	}
+	for _, b := range strange {
+		if err := b.ready(g.now); err != nil {
+			log.Warningf("%s: names with a route get SERVFAIL for now: %v", b.path, err)
+			break
+		}
+	}
 	ended := 0
-	err := g.router.Connections(context.Background(), func(mapped, _ netip.Addr) bool {
+	err = g.router.Connections(context.Background(), func(mapped, _ netip.Addr) bool {
 		strange := contains(pools, mapped)
 		if strange {
 			ended++

@@ -133,6 +133,9 @@ func (g *guard) leads(r *namedRoute, addr netip.Addr, local bool) bool {
 // mapped returns addresses that stand for the real ones of a name, when the kernel
 // translates them.
 func (g *guard) mapped(ctx context.Context, r *namedRoute, name string, scope backend.Scope, real []netip.Addr) (all []netip.Addr, err error) {
+	if err := r.book.ready(g.now); err != nil {
+		return nil, err
+	}
 	is6 := func(a netip.Addr) bool { return !a.Is4() }
 	slices.SortStableFunc(real, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() })
 	at := slices.IndexFunc(real, is6)
@@ -174,7 +177,7 @@ func refusedOf(err error) interface{ Inc() } {
 	switch {
 	case errors.Is(err, route.ErrPoolFull), errors.Is(err, route.ErrShare), errors.Is(err, backend.ErrMappings):
 		return mappingsRefusedFull
-	case errors.Is(err, route.ErrLate), errors.Is(err, route.ErrBusy), errors.Is(err, backend.ErrLate), errors.Is(err, backend.ErrBusy), errors.Is(err, context.Canceled):
+	case errors.Is(err, errStrange), errors.Is(err, route.ErrLate), errors.Is(err, route.ErrBusy), errors.Is(err, backend.ErrLate), errors.Is(err, backend.ErrBusy), errors.Is(err, context.Canceled):
 		return mappingsRefusedLate
 	}
 	return mappingsRefusedFailed

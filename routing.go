@@ -103,7 +103,7 @@ func (g *guard) takeOver(s *settings) error {
 	if len(routes) == 0 && len(was.pools) == 0 {
 		return nil
 	}
-	if err := g.endStrangers(routes); err != nil {
+	if err := g.endStrangers(routes, s.linger); err != nil {
 		return err
 	}
 	if len(routes) > 0 {
@@ -126,10 +126,10 @@ func (g *guard) takeOver(s *settings) error {
 	// before besides; the other way round, they might have some of a route that goes.
 	g.routing.Store(t)
 	close(was.changed)
-	g.rehome(t, len(was.routes) == 0)
 	if was.book != "" && was.book != t.book {
 		t.restore()
 	}
+	g.rehome(t, len(was.routes) == 0)
 	if g.end == nil {
 		var ctx context.Context
 		ctx, g.end = context.WithCancel(context.Background())

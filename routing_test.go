@@ -129,6 +129,7 @@ func TestAnswersAfterTheirRoute(t *testing.T) {
 	r := newRig(t, routedBoth)
 	r.wantText(r.ask(), wwwMapped)
 	had := r.policy
+	r.clock.advance(3 * time.Minute) // or the new book would have to wait
 	r.arm("ipdestinationguard {\nmode nft-both\nroute **.routed.test {\nfwmark 7\nstate " + filepath.Join(t.TempDir(), "other.db") + "\n}\n}")
 	r.wantText(r.at("127.0.0.1").ask("b.routed.test. A", "b.routed.test. 30 A 9.9.9.10"), "b.routed.test. 30 IN A 100.96.0.1\n")
 	r.policy = had
@@ -190,6 +191,11 @@ func TestNewBookEndsStrangeConnections(t *testing.T) {
 		t.Errorf("connected to %v", got)
 	}
 	r.wantMapped()
+	// Somebody has a grant still, and could get to where he did not want to.
+	r.wantText(r.ask(), "SERVFAIL\nNot Ready: mapped addresses that the file knows nothing of are open to clients still, for another 1m31s\n")
+	r.clock.advance(90 * time.Second)
+	r.wantText(r.ask(), "SERVFAIL\nNot Ready: mapped addresses that the file knows nothing of are open to clients still, for another 1s\n")
+	r.clock.advance(time.Second)
 	r.wantText(r.ask(), wwwMapped)
 }
 

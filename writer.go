@@ -131,7 +131,7 @@ func refusal(request *dns.Msg, question dns.Question, reason error) *dns.Msg {
 	m.Question = []dns.Question{question}
 	m.RecursionAvailable = true
 	code := dns.ExtendedErrorCodeOther
-	if errors.Is(reason, backend.ErrLate) || errors.Is(reason, route.ErrLate) {
+	if errors.Is(reason, backend.ErrLate) || errors.Is(reason, route.ErrLate) || errors.Is(reason, errStrange) {
 		code = dns.ExtendedErrorCodeNotReady
 	}
 	explain(m, request, code, reason.Error())

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -300,19 +301,18 @@ func TestMappedAddressesStay(t *testing.T) {
 	}
 }
 
-// Reloads that change how names leave, the routes beside theirs and the books refuse
-// nobody who has a mapped address, and cut nothing.
+// Reloads that change how names leave and the routes beside theirs refuse nobody who has a
+// mapped address, and cut nothing.
 func TestRouteReloadsUnderLoad(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.addEgress()
-	other := t.TempDir() + "/other.db"
 	var files []string
 	for _, options := range [][]string{
 		twoRoutes,
 		{routeBlock("one", "egress "+strings.Join(egressTwo, " ")), twoRoutes[1]},
 		{"route **.test {\n\t\tfwmark 7\n\t}"},
-		{twoRoutes[0], twoRoutes[1], routeBlock("three", "pool 10.203.0.0/16 fd09::/64", "state "+other)},
+		{twoRoutes[0], twoRoutes[1], routeBlock("three", "pool 10.203.0.0/16 fd09::/64")},
 	} {
 		files = append(files, corefile(guardBlock("nft-both", options...)))
 	}
@@ -334,6 +334,68 @@ func TestRouteReloadsUnderLoad(t *testing.T) {
 		w.mustReload(c, files[(n+1)%len(files)])
 	}
 	tr.end()
+}
+
+// A route that keeps its addresses in a file of its own takes none from others, though the
+// kernel has to be told anew of all.
+func TestSecondBook(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	c := w.start(corefile(guardBlock("nft-gateway", routeBlock("one"))))
+	p := w.behind()
+	addr := w.mappedTo(p, "one", p.addr4(1))
+	live := w.connected(p.Host, addr)
+	both := corefile(guardBlock("nft-gateway", routeBlock("one"), routeBlock("two", "family ipv4", "pool 10.203.0.0/16", "state "+w.stateDir()+"/two.db")))
+	w.mustReload(c, both)
+	w.must(echo(live))
+	w.wantOpen(p.Host, "tcp", addr) // without another question
+	m, err := w.ask(p.Host, p.resolver4, inZone("two", 60, p.addr4(1)), dns.TypeA)
+	w.must(err)
+	if len(m.Answer) != 1 || m.Answer[0].(*dns.A).A.String() != "10.203.0.1" {
+		t.Fatalf("got\n%v", m)
+	}
+	w.wantOpen(p.Host, "tcp", "10.203.0.1")
+	w.kill(c)
+	w.start(both)
+	w.must(echo(live))
+	w.wantOpen(p.Host, "tcp", addr)
+	w.wantOpen(p.Host, "tcp", "10.203.0.1")
+}
+
+// When the file is lost, nobody gets to where he did not want to: what is connected ends,
+// and addresses are given out anew only when no grant of before is left.
+func TestLostBook(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	file := corefile(guardBlock("nft-gateway", routeBlock("one"), "margin 1s", "ttl 1s 24h"))
+	c := w.start(file)
+	p := w.behind()
+	one, two := inZone("one", 8, p.addr4(1)), inZone("one", 1, p.addr4(2))
+	addr := w.mapped(p.Host, p.resolver4, one)[0]
+	live := w.connected(p.Host, addr)
+	granted := time.Now()
+	w.kill(c)
+	w.must(os.Remove(w.stateDir() + "/mappings.db"))
+	w.start(file)
+	if err := echo(live); err == nil {
+		t.Error("a connection lives that nobody knows whose it is")
+	}
+	m, err := w.ask(p.Host, p.resolver4, two, dns.TypeA)
+	w.must(err)
+	if time.Since(granted) > 8*time.Second {
+		t.Skip("this machine is too slow for this test")
+	}
+	if m.Rcode != dns.RcodeServerFailure {
+		t.Errorf("an address is given out while one has a grant of before:\n%v", m)
+	}
+	if err := w.connect(p.Host, "tcp", addr); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("TCP to %s, which is nobody's any more: %v", addr, err)
+	}
+	w.eventually("addresses are given out again", func() bool {
+		m, err := w.ask(p.Host, p.resolver4, two, dns.TypeA)
+		return err == nil && len(m.Answer) == 1
+	})
+	w.wantOpen(p.Host, "tcp", w.mapped(p.Host, p.resolver4, two)[0])
 }
 
 // A directory is DNS of the world whose names lead where the test says.
