@@ -64,6 +64,9 @@ func benchRouted(tb testing.TB, now func() time.Time, pattern string) (*guard, *
 	return g, p
 }
 
+// List implements backend.Backend.
+func (f benchFirewall) List() ([]backend.Grant, error) { return nil, nil }
+
 // Close implements backend.Backend.
 func (f benchFirewall) Close(backend.Leave) error { return nil }
 

@@ -126,10 +126,10 @@ func (g *guard) takeOver(s *settings) error {
 	// before besides; the other way round, they might have some of a route that goes.
 	g.routing.Store(t)
 	close(was.changed)
-	g.rehome(t, len(was.routes) == 0)
 	if was.book != "" && was.book != t.book {
 		t.restore()
 	}
+	g.rehome(t, len(was.routes) == 0)
 	if g.stopWork == nil {
 		var ctx context.Context
 		ctx, g.stopWork = context.WithCancel(context.Background())

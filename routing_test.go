@@ -190,7 +190,7 @@ func TestNewBookEndsStrangeConnections(t *testing.T) {
 		t.Errorf("connected to %v", got)
 	}
 	r.wantMapped()
-	r.wantText(r.ask(), strings.Replace(wwwMapped, "0.1", "0.2", 1))
+	r.wantText(r.ask(), strings.Replace(wwwMapped, "0.1", "0.2", 1)) // somebody has a grant for the first still
 }
 
 // When the kernel has lost what it knew, it is told again by the next answer.

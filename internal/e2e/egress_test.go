@@ -114,6 +114,10 @@ func (e *egress) twoBoxes() {
 	if len(m.Answer) != 1 || !strings.Contains(m.Answer[0].String(), routedName) {
 		e.Errorf("the name of %s: %v", mapped, m)
 	}
+	if m, err = e.ask(e.client, gateway4, reverse, dns.TypePTR); err != nil || m.Rcode != dns.RcodeRefused {
+		e.Errorf("a client asks for the name of %s: %v %v", mapped, m, err)
+	}
+	e.given(e.guard, "127.0.0.1", routedName, pool4) // by hand, on the guard
 	// Others than the routed names have no mapped addresses, and no way by the gateway.
 	m, err = e.ask(e.client, gateway4, "bystander.example.", dns.TypeA)
 	e.must(err)
@@ -180,6 +184,41 @@ func (e *egress) overTLS(certificate bool) (*dns.Msg, error) {
 	defer secured.Close()
 	answer, _, err := (&dns.Client{Net: "tcp", Timeout: 5 * time.Second}).ExchangeWithConnContext(ctx, new(dns.Msg).SetQuestion(routedName, dns.TypeA), &dns.Conn{Conn: secured})
 	return answer, err
+}
+
+// A server that guards itself asks the gateway, and connects through it, as the guide says.
+// Nothing but CoreDNS gets to the gateway's resolver.
+func TestServerWithEgressGateway(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.needsTunnels()
+	as := w.asCoreDNS()
+	e := newEgress(w, 1, true)
+	e.startGateways()
+	text := e.fit(e.guide("guard: /etc/coredns/Corefile"))
+	for _, change := range [][2]string{
+		{"mode nft-gateway\n", "mode nft-local\nupstream 9.9.9.9 149.112.112.112\nupstream 10.111.0.1\nallowedLocalIPs 203.0.113.1\n"},
+		{"        interfaces lan0\n", ""},
+	} {
+		if !strings.Contains(text, change[0]) {
+			t.Fatalf("no %q in\n%s", change[0], text)
+		}
+		text = strings.Replace(text, change[0], change[1], 1)
+	}
+	e.shell(e.guard, "chmod a+rx \"$1\"; chmod a+r \"$1\"/*", e.dir)
+	e.inForce(e.runAs(as, e.guard, text, e.env...))
+	for _, family := range []struct {
+		pool         netip.Prefix
+		real, source string
+	}{{pool4, realA4, egress4}, {pool6, realA6, egress6}} {
+		addr := e.given(e.guard, "127.0.0.1", routedName, family.pool)[0]
+		if s, want := e.sees(e.guard, addr), (sight{family.real, family.source}); s != want {
+			e.Errorf("%s: the server sees %v, want %v", addr, s, want)
+		}
+		e.wantShut(e.guard, family.real)
+	}
+	e.wantShut(e.guard, "100.96.200.200")
+	e.wantDNS(e.guard, "tcp", "10.111.0.1", 853, false)
 }
 
 // Of two gateways one is asked. When it dies the other is, within the time of forward's

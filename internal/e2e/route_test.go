@@ -298,19 +298,18 @@ func TestMappedAddressesStay(t *testing.T) {
 	}
 }
 
-// Reloads that change how names leave, the routes beside theirs and the books refuse
-// nobody who has a mapped address, and cut nothing.
+// Reloads that change how names leave and the routes beside theirs refuse nobody who has a
+// mapped address, and cut nothing.
 func TestRouteReloadsUnderLoad(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.addEgress()
-	other := t.TempDir() + "/other.db"
 	var files []string
 	for _, options := range [][]string{
 		twoRoutes,
 		{routeBlock("one", "egress "+strings.Join(egressTwo, " ")), twoRoutes[1]},
 		{"route **.test {\n\t\tfwmark 7\n\t}"},
-		{twoRoutes[0], twoRoutes[1], routeBlock("three", "pool 10.203.0.0/16 fd09::/64", "state "+other)},
+		{twoRoutes[0], twoRoutes[1], routeBlock("three", "pool 10.203.0.0/16 fd09::/64")},
 	} {
 		files = append(files, corefile(guardBlock("nft-both", options...)))
 	}
@@ -332,6 +331,32 @@ func TestRouteReloadsUnderLoad(t *testing.T) {
 		w.mustReload(c, files[(n+1)%len(files)])
 	}
 	tr.end()
+}
+
+// A route that keeps its addresses in a file of its own takes none from others, though the
+// kernel has to be told anew of all.
+func TestSecondBook(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	c := w.start(corefile(guardBlock("nft-gateway", routeBlock("one"))))
+	p := w.behind()
+	addr := w.mappedTo(p, "one", p.addr4(1))
+	live := w.connected(p.Host, addr)
+	both := corefile(guardBlock("nft-gateway", routeBlock("one"), routeBlock("two", "family ipv4", "pool 10.203.0.0/16", "state "+w.stateDir()+"/two.db")))
+	w.mustReload(c, both)
+	w.must(echo(live))
+	w.wantOpen(p.Host, "tcp", addr) // without another question
+	m, err := w.ask(p.Host, p.resolver4, inZone("two", 60, p.addr4(1)), dns.TypeA)
+	w.must(err)
+	if len(m.Answer) != 1 || m.Answer[0].(*dns.A).A.String() != "10.203.0.1" {
+		t.Fatalf("got\n%v", m)
+	}
+	w.wantOpen(p.Host, "tcp", "10.203.0.1")
+	w.kill(c)
+	w.start(both)
+	w.must(echo(live))
+	w.wantOpen(p.Host, "tcp", addr)
+	w.wantOpen(p.Host, "tcp", "10.203.0.1")
 }
 
 // leadsTo checks where new connections to a mapped address arrive.
