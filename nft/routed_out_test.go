@@ -256,9 +256,10 @@ func TestRoutedBound(t *testing.T) {
 
 // keepsSending sends packets of live connections from now on, as fast as it can.
 func (n *network) keepsSending(from speaker, addrs ...string) {
+	ctx := n.Context()
 	for _, c := range n.dials(from, "udp", addrs...) {
 		go func() {
-			for n.Context().Err() == nil {
+			for ctx.Err() == nil {
 				if _, err := c.Write([]byte("x")); errors.Is(err, net.ErrClosed) {
 					return
 				}
