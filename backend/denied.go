@@ -133,5 +133,5 @@ type Count struct{ Packets, Bytes uint64 }
 type Tally struct {
 	Refused  Count
 	Audited  Count // would have been refused, and has passed
-	Unlisted Count // of both: in no Flow, since there are as many of them as may be
+	Unlisted Count // of both: in no Flow, since there are as many as may be, or too many came at once
 }

@@ -206,7 +206,8 @@ func TestDenialsAreListed(t *testing.T) {
 	}
 }
 
-// A flood of flows fills its set and no more, and every packet is counted.
+// A flood of flows fills its set and no more, and every packet is counted. (While flows
+// come faster than the kernel makes its table larger, it takes none, though there is room.)
 func TestMoreFlowsThanThereIsRoomFor(t *testing.T) {
 	n := guardedNetwork(t, worldRules(t))
 	const more = 1000
@@ -215,32 +216,32 @@ func TestMoreFlowsThanThereIsRoomFor(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	for i := range flowsListed + more {
-		addr := netip.AddrFrom4([4]byte{198, 19, byte(i >> 8), byte(i)})
-		for tries := 0; tries < 100; tries++ {
-			if _, err = conn.WriteTo([]byte("x"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, uint16(i)|1))); err == nil {
-				break
+	var sent uint64
+	flood := func() { // what is listed goes on to be counted
+		for i := range flowsListed + more {
+			addr := netip.AddrFrom4([4]byte{198, 19, byte(i >> 8), byte(i)})
+			if _, err = conn.WriteTo([]byte("x"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, uint16(i)|1))); err != nil {
+				t.Fatal(err)
 			}
+			sent++
 		}
+		backendtest.Eventually(t, "all packets are counted", func() bool {
+			tallies, err := n.Tallies(t.Context())
+			return err == nil && tallies[backend.Forward].Refused.Packets == sent
+		})
 	}
-	backendtest.Eventually(t, "all packets are counted", func() bool {
-		tallies, err := n.Tallies(t.Context())
-		return err == nil && tallies[backend.Forward].Refused.Packets >= flowsListed+more
+	backendtest.Eventually(t, "the set is full", func() bool {
+		flood()
+		return len(n.listed()) == flowsListed
 	})
-	tallies := n.tallies()[backend.Forward]
-	if tallies.Unlisted.Packets != more || tallies.Refused.Packets != flowsListed+more {
-		t.Errorf("%+v", tallies)
+	before := n.tallies()[backend.Forward]
+	flood()
+	after := n.tallies()[backend.Forward]
+	if after.Unlisted.Packets != before.Unlisted.Packets+more || before.Unlisted.Packets < more {
+		t.Errorf("%d packets were sent; %+v, then %+v", sent, before, after)
 	}
 	if got := len(n.listed()); got != flowsListed {
 		t.Errorf("%d flows", got)
-	}
-	// What is listed already goes on to be counted.
-	n.reaches(n.client, false, "udp", "198.19.0.1:1")
-	known := backend.Flow{Kind: backend.Kind{Hook: backend.Forward}, Protocol: unix.IPPROTO_UDP, Client: netip.MustParseAddr(client4), Addr: netip.MustParseAddr("198.19.0.1"), Port: 1}
-	for f, d := range n.listed() {
-		if known.Interface = f.Interface; f == known && d.Packets != 2 {
-			t.Errorf("%v: %d", f, d.Packets)
-		}
 	}
 }
 
