@@ -8,6 +8,8 @@ import (
 	"os/user"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/identity"
@@ -55,21 +57,58 @@ func (g *guard) programs() askers {
 	return g.askers
 }
 
-// userName is a user's name, or number.
-func userName(uid uint32) string {
-	number := strconv.FormatUint(uint64(uid), 10)
-	if u, err := user.LookupId(number); err == nil {
-		return u.Username
-	}
-	return number
+// A nameCache remembers what people call numbers for some seconds: lists have the same ones
+// thousands of times, and each costs a file or a list of the kernel's to be read.
+type nameCache struct {
+	look func(uint32) string
+
+	mu    sync.Mutex // guards what follows
+	since time.Time
+	names map[uint32]string
 }
 
-func interfaceName(index uint32) string {
-	if i, err := net.InterfaceByIndex(int(index)); err == nil {
-		return i.Name
+const (
+	namesFor  = 10 * time.Second
+	mostNames = 1 << 12
+)
+
+func (c *nameCache) name(number uint32) string {
+	c.mu.Lock()
+	if now := time.Now(); now.Sub(c.since) > namesFor || len(c.names) >= mostNames {
+		c.since, c.names = now, make(map[uint32]string)
 	}
-	return "interface " + strconv.FormatUint(uint64(index), 10)
+	name, ok := c.names[number]
+	c.mu.Unlock()
+	if ok {
+		return name
+	}
+	name = c.look(number)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.names[number] = name
+	return name
 }
+
+var (
+	userNames = nameCache{look: func(uid uint32) string {
+		number := strconv.FormatUint(uint64(uid), 10)
+		if u, err := user.LookupId(number); err == nil {
+			return u.Username
+		}
+		return number
+	}}
+	interfaceNames = nameCache{look: func(index uint32) string {
+		if i, err := net.InterfaceByIndex(int(index)); err == nil {
+			return i.Name
+		}
+		return "interface " + strconv.FormatUint(uint64(index), 10)
+	}}
+)
+
+// userName is a user's name, or number.
+func userName(uid uint32) string { return userNames.name(uid) }
+
+func interfaceName(index uint32) string { return interfaceNames.name(index) }
 
 // protocolName is a protocol's name in the Corefile, or ICMP, or its number.
 func protocolName(number uint8) string {
