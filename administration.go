@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -203,15 +202,6 @@ func (a *administration) namesFor(key backend.Key, answers []why.Answer) []strin
 		}
 	}
 	return names
-}
-
-// grantsFor are all grants for one address.
-func (a *administration) grantsFor(addr netip.Addr) []admin.Grant {
-	g, err := a.Grants(context.Background(), admin.GrantsQuery{Address: netip.PrefixFrom(addr, addr.BitLen())})
-	if err != nil {
-		return []admin.Grant{}
-	}
-	return g.Grants
 }
 
 // The process's variables, read back.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -247,6 +248,9 @@ func (d *denied) describe(f *flowlog.Flow, j judgement) admin.Denied {
 func logLine(a *admin.Denied, since backend.Count) string {
 	var b strings.Builder
 	word := func(key, value string) {
+		if strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' }) {
+			value = strconv.Quote(value) // units are folders that other users can make
+		}
 		if value != "" {
 			fmt.Fprintf(&b, " %s=%s", key, value)
 		}

@@ -43,9 +43,13 @@ func (a *administration) Explain(_ context.Context, q admin.ExplainQuery) (e adm
 			return e, nil
 		}
 	}
-	k := a.guard.knowledge()
+	if n := len(addrs); n > maxExplained {
+		addrs = addrs[:maxExplained]
+		e.Text = fmt.Sprintf("it has had %d addresses: these are %d of them", n, maxExplained)
+	}
+	k, grants := a.guard.knowledge(), a.grantsFor(addrs)
 	for _, addr := range addrs {
-		x := admin.Explained{Address: addr, Grants: a.grantsFor(addr), Answers: []admin.Answer{}}
+		x := admin.Explained{Address: addr, Grants: grants[addr], Answers: []admin.Answer{}}
 		for _, f := range flows {
 			f.To = addr
 			x.Verdicts = append(x.Verdicts, a.verdict(k, &f))
@@ -57,6 +61,9 @@ func (a *administration) Explain(_ context.Context, q admin.ExplainQuery) (e adm
 	}
 	return e, nil
 }
+
+// maxExplained bounds the addresses of one name.
+const maxExplained = 256
 
 // canonical is a name as answers are remembered by it.
 func canonical(name string) string { return strings.ToLower(dns.Fqdn(name)) }

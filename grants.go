@@ -92,12 +92,35 @@ func (a *administration) Grants(ctx context.Context, q admin.GrantsQuery) (admin
 		return cmp.Or(g.Addr.Compare(h.Addr), cmp.Compare(g.Holder, h.Holder), slices.Compare(g.ID[:], h.ID[:]), cmp.Compare(g.Class, h.Class))
 	})
 	for _, g := range found {
-		list.Grants = append(list.Grants, admin.Grant{
-			Address: g.Addr, For: s.call(g.Scope), Only: a.guard.className(g.Class), Until: g.Until,
-			Names: a.namesFor(g.Key(), a.guard.history.Of(g.Addr)),
-		})
+		list.Grants = append(list.Grants, a.grant(s, g))
 	}
 	return list, nil
+}
+
+func (a *administration) grant(s *selection, g backend.Grant) admin.Grant {
+	return admin.Grant{
+		Address: g.Addr, For: s.call(g.Scope), Only: a.guard.className(g.Class), Until: g.Until,
+		Names: a.namesFor(g.Key(), a.guard.history.Of(g.Addr)),
+	}
+}
+
+// grantsFor are all grants for some addresses, but a hundred for each at most.
+func (a *administration) grantsFor(addrs []netip.Addr) map[netip.Addr][]admin.Grant {
+	const most = 100
+	s, now := a.guard.selected(admin.GrantsQuery{}), a.guard.now()
+	found := make(map[netip.Addr][]admin.Grant, len(addrs))
+	for _, addr := range addrs {
+		found[addr] = []admin.Grant{}
+	}
+	for k, until := range a.guard.inForce.All() {
+		if of, ok := found[k.Addr()]; ok && until.After(now) && len(of) < most {
+			found[k.Addr()] = append(of, a.grant(s, k.Grant(until)))
+		}
+	}
+	for _, of := range found {
+		slices.SortFunc(of, func(g, h admin.Grant) int { return cmp.Or(cmp.Compare(g.For, h.For), cmp.Compare(g.Only, h.Only)) })
+	}
+	return found
 }
 
 // className is what grants of a class are for, in words.

@@ -130,6 +130,8 @@ func TestCalls(t *testing.T) {
 }
 
 func TestFollow(t *testing.T) {
+	defer func(before time.Duration) { patience = before }(patience)
+	patience = 50 * time.Millisecond
 	p, s, c := serve(t)
 	got := make(chan Denied)
 	ended := make(chan error)
@@ -137,6 +139,7 @@ func TestFollow(t *testing.T) {
 		ended <- c.Follow(context.Background(), func(d Denied) error { got <- d; return nil })
 	}()
 	for _, want := range []Denied{{Text: "one"}, {Text: "two", Packets: 1 << 60}} {
+		time.Sleep(4 * patience) // who follows may do so for long
 		p.flows <- want
 		if d := <-got; d != want {
 			t.Errorf("%+v, want %+v", d, want)
@@ -195,6 +198,27 @@ func TestBadRequests(t *testing.T) {
 	}
 	if _, err := NewClient(s.Path()).Status(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// Who begins a request and does not go on is let go.
+func TestSlowRequests(t *testing.T) {
+	defer func(before time.Duration) { patience = before }(patience)
+	patience = 50 * time.Millisecond
+	_, s, _ := serve(t)
+	for _, begin := range []string{"", "GET /v1/status HTTP/1.1\r\n", "POST /v1/revoke HTTP/1.1\r\nHost: guard\r\nContent-Length: 100\r\n\r\n{"} {
+		conn, err := net.Dial("unix", s.Path())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := conn.Write([]byte(begin)); err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+		if _, err := io.ReadAll(conn); err != nil {
+			t.Errorf("%q: %v", begin, err)
+		}
 	}
 }
 

@@ -33,6 +33,9 @@ const (
 	maxFollowers   = 16
 )
 
+// patience is how long the parts of a request may take.
+var patience = 5 * time.Second
+
 // Serve makes the socket and answers there until Close.
 func Serve(path string, guard Guard) (*Server, error) {
 	s := &Server{path: path, guard: guard, members: theMembers()}
@@ -46,8 +49,7 @@ func Serve(path string, guard Guard) (*Server, error) {
 		Handler:           s.handler(),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ConnContext:       s.remember,
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
+		ReadHeaderTimeout: patience, // and none for all of it, which would end who follows
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    maxRequest,
 	}
@@ -133,6 +135,7 @@ func get(mux *http.ServeMux, path string, do func(context.Context, url.Values) (
 func post[Request, Result any](mux *http.ServeMux, path string, do func(context.Context, Request) (Result, error)) {
 	mux.HandleFunc("POST "+Version+path, func(w http.ResponseWriter, r *http.Request) {
 		var request Request
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(patience))
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequest))
 		if err == nil && len(bytes.TrimSpace(body)) > 0 {
 			d := json.NewDecoder(bytes.NewReader(body))
@@ -143,6 +146,7 @@ func post[Request, Result any](mux *http.ServeMux, path string, do func(context.
 			answer(w, nil, fmt.Errorf("%w request: %v", ErrInvalid, err))
 			return
 		}
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 		result, err := do(r.Context(), request)
 		answer(w, result, err)
 	})

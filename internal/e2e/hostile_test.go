@@ -56,7 +56,7 @@ var answers = []attack{
 	{name: "TTL below 0 (RFC 2181, section 8)", attempt: lasts("answer {name} 2147483648 IN {A} {to}"), end: isGiven},
 	{name: "TTL of all ones", attempt: lasts("answer {name} 4294967295 IN {A} {to}"), end: isGiven},
 	{name: "4,000 records", attempt: many(4000), end: isGiven},
-	{name: "5,000 hints", attempt: answer("type HTTPS", "answer {name} 60 IN HTTPS 1 . ipv4hint=198.19.255.255"+strings.Repeat(",198.19.255.255", 4999)), end: isNothing},
+	{name: "5,000 hints", attempt: answer("type HTTPS", "answer {name} 60 IN HTTPS 1 . ipv4hint=198.19.255.255"+strings.Repeat(",198.19.255.255", 4999)), end: isStripped},
 
 	{name: "rebinding", attempt: rebinds(
 		"0.0.0.0", "0.1.2.3", "10.0.0.1", "10.255.255.255", "100.64.0.1", "100.127.255.254", "127.0.0.1", "127.1.2.3", "127.255.255.254",
@@ -81,11 +81,11 @@ var answers = []attack{
 	{name: "rebinding behind an alias", attempt: rebindsBy("answer {name} 60 IN CNAME intranet.test.", "answer intranet.test. 60 IN {A} {to}"), end: isStripped},
 	{name: "rebinding by the name of somebody who may", zone: "private **.corp.test 0.0.0.0/0 ::/0",
 		attempt: rebindsBy("answer {name} 60 IN CNAME nas.corp.test.", "answer nas.corp.test. 60 IN {A} {to}"), end: isStripped},
-	{name: "rebinding besides", attempt: rebindsBy("answer {name} 60 IN {A} 198.18.1.200", "additional {name} 60 IN {A} {to}"), end: isNothing},
-	{name: "rebinding in somebody else's record", attempt: rebindsBy("answer bank.test. 60 IN {A} {to}"), end: isNothing},
-	{name: "rebinding by hints", attempt: rebindsBy("type HTTPS", "answer {name} 60 IN HTTPS 1 . alpn=h2 {hint}={to}"), end: isNothing},
-	{name: "rebinding by hints of another name", attempt: rebindsBy("type HTTPS", "answer {name} 60 IN HTTPS 1 svc.test. alpn=h2", "additional svc.test. 60 IN {A} {to}"), end: isNothing},
-	{name: "rebinding by mail servers", attempt: rebindsBy("type MX", "answer {name} 60 IN MX 10 mail.test.", "additional mail.test. 60 IN {A} {to}"), end: isNothing},
+	{name: "rebinding besides", attempt: rebindsBy("answer {name} 60 IN {A} 198.18.1.200", "additional {name} 60 IN {A} {to}"), end: isStripped},
+	{name: "rebinding in somebody else's record", attempt: rebindsBy("answer bank.test. 60 IN {A} {to}"), end: isStripped},
+	{name: "rebinding by hints", attempt: rebindsBy("type HTTPS", "answer {name} 60 IN HTTPS 1 . alpn=h2 {hint}={to}"), end: isStripped},
+	{name: "rebinding by hints of another name", attempt: rebindsBy("type HTTPS", "answer {name} 60 IN HTTPS 1 svc.test. alpn=h2", "additional svc.test. 60 IN {A} {to}"), end: isStripped},
+	{name: "rebinding by mail servers", attempt: rebindsBy("type MX", "answer {name} 60 IN MX 10 mail.test.", "additional mail.test. 60 IN {A} {to}"), end: isStripped},
 
 	{name: "odd bytes in the name", zone: "canary on", attempt: oddBytes, end: isStripped},
 }

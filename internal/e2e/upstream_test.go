@@ -84,7 +84,7 @@ func TestUpstreamByUser(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	others := []sender{w.guard, w.client, w.program(netlab.As{User: w.user(1001)})}
-	c := w.startAs(w.asCoreDNS(), upstreams("nft-both", upstreamOption))
+	c := w.startAs(w.asCoreDNS(), upstreams("nft-both", upstreamOption, "admin off")) // which nobody has made a directory for
 	if strings.Contains(c.Output(), "WARNING") {
 		t.Errorf("it warns:\n%s", c.Output())
 	}
