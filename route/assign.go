@@ -174,11 +174,11 @@ func (b *Book) extended(e *entry, addrs []ip, err error) {
 func (c *change) point(e *entry, k int) (Answer, error) {
 	force := c.router.Epoch() + 1
 	e.mu.Lock()
-	slots, was, vague := slices.Clone(e.slots), e.force, e.vague
+	slots, was := slices.Clone(e.slots), e.force
 	e.mu.Unlock()
 
 	changed := aim(slots, c.reals, k)
-	answer := Answer{Stale: c.stale(e, vague)}
+	answer := Answer{Stale: c.stale(e, was == vague)}
 	if was != force {
 		changed = ^uint64(0)
 	}
@@ -192,7 +192,7 @@ func (c *change) point(e *entry, k int) (Answer, error) {
 	if mappings != nil {
 		if err := c.router.Map(c.outer, mappings, time.Until(c.until)); err != nil {
 			e.mu.Lock()
-			e.force, e.vague = 0, true
+			e.force = vague
 			e.mu.Unlock()
 			return Answer{}, err
 		}
@@ -200,7 +200,7 @@ func (c *change) point(e *entry, k int) (Answer, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.dirty = e.dirty || !slices.Equal(e.slots, slots)
-	e.slots, e.force, e.vague, e.used = slots, force, false, c.since()
+	e.slots, e.force, e.used = slots, force, c.since()
 	for _, real := range c.reals {
 		to := real.As16()
 		for _, s := range slots[:k] {
@@ -215,12 +215,12 @@ func (c *change) point(e *entry, k int) (Answer, error) {
 // stale lists all slots, if one has led to what is not the name's any more, or if that is
 // not known: connections may go there by any of them, since a slot can have been pointed
 // elsewhere while where it led before was still the name's.
-func (c *change) stale(e *entry, vague bool) (all []netip.Addr) {
+func (c *change) stale(e *entry, unknown bool) (all []netip.Addr) {
 	for _, s := range e.slots {
-		vague = vague || s.real != (ip{}) && !leads(c.reals, s.real)
+		unknown = unknown || s.real != (ip{}) && !leads(c.reals, s.real)
 		all = append(all, e.addr(s.mapped))
 	}
-	if !vague {
+	if !unknown {
 		return nil
 	}
 	return all

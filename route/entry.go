@@ -2,6 +2,7 @@ package route
 
 import (
 	"hash/maphash"
+	"math"
 	"net/netip"
 	"strings"
 	"sync"
@@ -23,15 +24,20 @@ type entry struct {
 	mu    sync.Mutex
 	turn  *turn  // nil if nobody has it or wants it
 	slots []slot // the first ones are answered; whoever changes them has the turn
-	force uint64 // the router's epoch, and one, in which all slots that lead somewhere are in force; 0 is none
+	force uint64 // the router's epoch, and one, in which all slots that lead somewhere are in force; or one of those below
 	used  int32  // when it was last answered: see Book.since
 	saved int32  // used, as it is on disk
 	asker uint32 // whose share the addresses count for; 0 is nobody's. Under the book's lock
 	last  uint16 // the place of the last slot on disk
 	dirty bool   // the real addresses on disk are others
-	vague bool   // the slots may have led elsewhere since they led where they say
 	dead  bool   // not in the book any more: look again
 }
+
+// What force is where there is no such epoch.
+const (
+	unforced = 0              // all is to be mapped
+	vague    = math.MaxUint64 // and slots may have led elsewhere than they say
+)
 
 // Marks in place of the entry of an address that nobody has.
 var (

@@ -107,7 +107,7 @@ func (b *Book) loadOwned(version int, a ip, says []byte, disordered map[*entry]s
 	if place < e.last {
 		disordered[e] = struct{}{}
 	}
-	e.last, e.saved, e.vague = max(e.last, place), math.MinInt32, true
+	e.last, e.saved, e.force = max(e.last, place), math.MinInt32, vague
 	e.slots = append(e.slots, slot{mapped: a})
 	return e
 }

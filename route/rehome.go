@@ -188,15 +188,23 @@ func (b *Book) moved(m *move) {
 	b.leaveLocked(from, from.slots[room:])
 	to.slots = slices.Concat(to.slots, from.slots[:room])
 	to.last += uint16(len(from.slots))
-	to.used, to.dirty, to.force, to.vague = max(to.used, used), true, 0, to.vague || from.vague
+	to.used, to.dirty = max(to.used, used), true
+	if to.force != vague {
+		to.force = unforced
+	}
+	if from.force == vague {
+		to.force = vague
+	}
 }
+
+func (e *entry) forced() bool { return e.force != unforced && e.force != vague }
 
 // remap puts what was in force there again.
 func (b *Book) remap(ctx context.Context, moves []move) error {
 	force := b.router.Epoch() + 1
 	var mappings []backend.Mapping
 	for _, m := range moves {
-		if m.to == nil || m.from.force == 0 {
+		if m.to == nil || !m.from.forced() {
 			continue
 		}
 		for _, s := range m.to.slots[m.first:] {
@@ -212,7 +220,7 @@ func (b *Book) remap(ctx context.Context, moves []move) error {
 		return err
 	}
 	for _, m := range moves {
-		if m.to != nil && m.from.force != 0 && m.first == 0 {
+		if m.to != nil && m.from.forced() && m.first == 0 {
 			m.to.mu.Lock()
 			m.to.force = force
 			m.to.mu.Unlock()

@@ -20,7 +20,7 @@ func (b *Book) Restore(ctx context.Context) error {
 		s.mu.RLock()
 		for _, e := range s.entries {
 			e.mu.Lock()
-			if e.force != 0 {
+			if e.forced() {
 				all = append(all, e)
 			}
 			e.mu.Unlock()

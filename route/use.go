@@ -1,7 +1,9 @@
 package route
 
 import (
+	"bytes"
 	"context"
+	"slices"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -14,33 +16,45 @@ const (
 	usePerTx  = 2000
 )
 
-// writeUse writes what has changed.
+// writeUse writes what has changed, in the order of addresses: those that stand side by
+// side in the file are written together.
 func (b *Book) writeUse(ctx context.Context) error {
-	var some []*entry
+	type placed struct {
+		*entry
+		first ip
+	}
+	var some []placed
 	for i := range b.shards {
 		s := &b.shards[i]
 		s.mu.RLock()
 		for _, e := range s.entries {
-			if e.unsaved() {
-				some = append(some, e)
+			if first, ok := e.unsaved(); ok {
+				some = append(some, placed{e, first})
 			}
 		}
 		s.mu.RUnlock()
-		for len(some) >= usePerTx || len(some) > 0 && i == len(b.shards)-1 {
-			n := min(len(some), usePerTx)
-			if err := b.writeUseOf(ctx, some[:n]); err != nil {
-				return err
-			}
-			some = some[n:]
+	}
+	slices.SortFunc(some, func(a, b placed) int { return bytes.Compare(a.first[:], b.first[:]) })
+	for part := range slices.Chunk(some, usePerTx) {
+		entries := make([]*entry, len(part))
+		for i, p := range part {
+			entries[i] = p.entry
+		}
+		if err := b.writeUseOf(ctx, entries); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func (e *entry) unsaved() bool {
+// unsaved reports whether an entry has changed, and its first address.
+func (e *entry) unsaved() (first ip, ok bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return len(e.slots) > 0 && (e.dirty || int64(e.used)-useCoarse >= int64(e.saved))
+	if len(e.slots) == 0 || !e.dirty && int64(e.used)-useCoarse < int64(e.saved) {
+		return first, false
+	}
+	return e.slots[0].mapped, true
 }
 
 func (b *Book) writeUseOf(ctx context.Context, entries []*entry) error {
