@@ -74,7 +74,7 @@ func refill(t testing.TB, b *Book, names, slots int) {
 	err := b.store.do(context.Background(), func(tx *bolt.Tx) error {
 		for i := range names {
 			for k, real := range realsOf(i, slots) {
-				for a = a.Next(); contains(sentinels, a); {
+				for a = a.Next(); contains(reserved, a); {
 					a = a.Next()
 				}
 				err := putOwned(tx, 0, a.As16(), uint16(k+1), "a1b2c3d4e5\x00"+nameOf(i))

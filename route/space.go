@@ -35,18 +35,22 @@ type held struct {
 	asker   uint32
 }
 
-// Sentinels stand for the name servers of machines that use the gateway, so that these can
-// tell whether it works. They belong to no name.
-var sentinels = []netip.Prefix{
+// What means something else, and belongs to no name.
+var reserved = []netip.Prefix{
+	// Sentinels: they stand for the name servers of machines.
 	netip.MustParsePrefix("100.100.111.0/24"),
 	netip.MustParsePrefix("fd00:2021:1111:8000:100:100:111:0/120"),
+	// Metadata and name servers of a cloud, for machines in it.
+	netip.MustParsePrefix("100.100.100.200/32"),
+	netip.MustParsePrefix("100.100.2.136/32"),
+	netip.MustParsePrefix("100.100.2.138/32"),
 }
 
 // skipped reports whether an address of a pool is never a name's. The first one of a
 // network, and with IPv4 the last, mean something else to machines that believe the pool to
 // be on their wire.
 func skipped(pool netip.Prefix, a netip.Addr) bool {
-	if contains(sentinels, a) {
+	if contains(reserved, a) {
 		return true
 	}
 	if a.BitLen()-pool.Bits() < 2 {
@@ -66,7 +70,7 @@ func Room(pools []netip.Prefix) (n uint64) {
 // size is how many addresses of a pool names can have.
 func size(pool netip.Prefix) uint64 {
 	n := addresses(pool)
-	for _, s := range sentinels {
+	for _, s := range reserved {
 		if s.Overlaps(pool) {
 			n -= min(n, addresses(s))
 		}
@@ -79,7 +83,7 @@ func size(pool netip.Prefix) uint64 {
 		ends = append(ends, last4(pool))
 	}
 	for _, a := range ends {
-		if !contains(sentinels, a) {
+		if !contains(reserved, a) {
 			n--
 		}
 	}
