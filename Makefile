@@ -3,6 +3,7 @@
 GO       ?= go
 BINARY   ?= coredns
 GUARDCTL ?= guardctl
+SENTINEL  = ipdestinationguard-sentinel
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 PREFIX   ?= /usr/local
 FUZZTIME ?= 30s
@@ -24,9 +25,21 @@ share   = $(DESTDIR)$(PREFIX)/share/ipdestinationguard
 confdir = $(DESTDIR)/etc/coredns
 
 .PHONY: build
-build: ## ./coredns, static, with the plugin in its place, and ./guardctl (default)
+build: ## ./coredns, static, with the plugins in their places, ./guardctl and ./ipdestinationguard-sentinel (default)
 	CGO_ENABLED=0 $(GO) build -trimpath -tags grpcnotrace -ldflags '$(LDFLAGS)' -o '$(BINARY)' ./cmd/coredns
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o '$(GUARDCTL)' ./cmd/guardctl
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o '$(dir $(BINARY))$(SENTINEL)' ./cmd/sentinel
+
+# It needs a C compiler and Debian's libunbound-dev, and libunbound8 where it runs.
+.PHONY: build-unbound
+build-unbound: ## the same, not static, with validation of DNSSEC by libunbound
+	CGO_ENABLED=1 $(GO) build -trimpath -tags 'grpcnotrace unbound' -ldflags '$(LDFLAGS)' -o '$(BINARY)' ./cmd/coredns
+
+.PHONY: test-unbound
+test-unbound: ## the tests of that
+	CGO_ENABLED=1 $(GO) vet -tags unbound . ./validate
+	CGO_ENABLED=1 $(GO) test -race -tags unbound -timeout 5m $(TESTFLAGS) ./validate
+	CGO_ENABLED=1 $(GO) test -race -tags unbound -timeout 5m $(TESTFLAGS) -run 'TestSignedTree|Valid' .
 
 .PHONY: test
 test: ## every test, with the race detector where there is a C compiler
@@ -84,18 +97,19 @@ install: ## install what make build has made; PREFIX (/usr/local), DESTDIR
 	'$(abspath $(GUARDCTL))' completion zsh > '$(zshdir)/_guardctl'
 	'$(abspath $(GUARDCTL))' completion fish > '$(fishdir)/guardctl.fish'
 	install -m 0644 deployment/ipdestinationguard.sysusers '$(usersdir)/ipdestinationguard.conf'
-	for unit in ipdestinationguard-coredns ipdestinationguard-boot; do \
+	install -m 0755 '$(dir $(BINARY))$(SENTINEL)' '$(bindir)/$(SENTINEL)'
+	for unit in ipdestinationguard-coredns ipdestinationguard-boot $(SENTINEL); do \
 		sed 's|/usr/local/bin/|$(PREFIX)/bin/|' deployment/$$unit.service > '$(unitdir)'/$$unit.service && \
 		chmod 0644 '$(unitdir)'/$$unit.service || exit 1; \
 	done
-	install -m 0644 Corefile.example deployment/README.md deployment/boot-server.nft deployment/boot-gateway.nft '$(share)'
+	install -m 0644 Corefile.example deployment/README.md deployment/egress-gateway.md deployment/boot-server.nft deployment/boot-gateway.nft '$(share)'
 	[ -e '$(confdir)/Corefile' ] || install -m 0644 Corefile.example '$(confdir)/Corefile'
 	[ -e '$(confdir)/boot.nft' ] || install -m 0644 deployment/boot-server.nft '$(confdir)/boot.nft'
 
 .PHONY: clean
 clean: ## remove what was built; the fuzz corpus in testdata stays
-	rm -f coredns guardctl *.test *.prof
+	rm -f coredns guardctl $(SENTINEL) *.test *.prof
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

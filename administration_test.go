@@ -99,10 +99,10 @@ func TestGrantsAreListedAndRevoked(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := newRig(t, "ipdestinationguard nft-both")
-			r.ask("10.0.0.7", "a.test. A", "a.test. 300 A 192.0.2.1\na.test. 300 A 192.0.2.2")
-			r.ask("10.0.0.9", "a.test. A", "a.test. 300 A 192.0.2.1")
-			r.ask("127.0.0.1", "a.test. A", "a.test. 300 A 192.0.2.3")
-			r.ask("10.0.0.7", "b.test. A", "b.test. 300 A 192.0.2.1")
+			r.asked("10.0.0.7", "a.test. A", "a.test. 300 A 192.0.2.1\na.test. 300 A 192.0.2.2")
+			r.asked("10.0.0.9", "a.test. A", "a.test. 300 A 192.0.2.1")
+			r.asked("127.0.0.1", "a.test. A", "a.test. 300 A 192.0.2.3")
+			r.asked("10.0.0.7", "b.test. A", "b.test. 300 A 192.0.2.1")
 			list := func(q admin.GrantsQuery) (all []string) {
 				grants, err := r.administration().Grants(t.Context(), q)
 				if err != nil {
@@ -141,8 +141,8 @@ func TestExplainQueries(t *testing.T) {
 	r := newRig(t, "ipdestinationguard nft-both")
 	r.network.own = map[netip.Addr]bool{netip.MustParseAddr("192.168.0.1"): true}
 	r.network.links = map[netip.Addr][6]byte{netip.MustParseAddr("192.168.0.7"): {2, 0, 0, 0, 0, 7}}
-	r.ask("192.168.0.7", "a.test. A", "a.test. 300 A 192.0.2.1")
-	r.ask("10.0.0.9", "evil.test. A", "evil.test. 300 A 10.1.1.1")
+	r.asked("192.168.0.7", "a.test. A", "a.test. 300 A 192.0.2.1")
+	r.asked("10.0.0.9", "evil.test. A", "evil.test. 300 A 10.1.1.1")
 	for _, tt := range []struct {
 		name  string
 		query admin.ExplainQuery

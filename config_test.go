@@ -43,6 +43,9 @@ func settingsText(s *settings) string {
 	if len(s.upstreams) > 0 {
 		line("upstream", s.upstreams)
 	}
+	if s.upstreamSentinel {
+		line("upstream", sentinelName)
+	}
 	if s.capture {
 		line("capture", "")
 	}
@@ -161,6 +164,10 @@ table my_guard-1.x
 			upstream 192.0.2.53 192.0.2.54:5353 2001:db8::53 [2001:db8::54]:853 [2001:db8::55]
 			upstream ::ffff:192.0.2.55
 		}`, "mode nft-local\nupstream 192.0.2.53:0 192.0.2.54:5353 [2001:db8::53]:0 [2001:db8::54]:853 [2001:db8::55]:0 192.0.2.55:0\n" + defaultsText},
+		{"upstream of sentinels", `ipdestinationguard {
+			mode nft-local
+			upstream 192.0.2.53 sentinel
+		}`, "mode nft-local\nupstream 192.0.2.53:0\nupstream sentinel\n" + defaultsText},
 		{"capture and linger", `ipdestinationguard {
 			mode nft-gateway
 			interfaces lan0
@@ -173,11 +180,12 @@ table my_guard-1.x
 			max_grants_client 1000
 			max_grants_name 100
 			max_addresses_answer 10
-		}`, "mode nft-gateway\nlimits {100000 1000 100 10}\n" + defaultsText},
+			max_mappings 5
+		}`, "mode nft-gateway\nlimits {100000 1000 100 10 5}\n" + defaultsText},
 		{"limits that leave less room than others have by default", `ipdestinationguard {
 			mode nft-gateway
 			max_grants_client 100
-		}`, "mode nft-gateway\nlimits {262144 100 100 100}\n" + defaultsText},
+		}`, "mode nft-gateway\nlimits {262144 100 100 100 262144}\n" + defaultsText},
 		{"what has no effect", `ipdestinationguard {
 			mode nft-gateway
 			upstream 192.0.2.53
@@ -235,7 +243,7 @@ func TestParseMistakes(t *testing.T) {
 		{"unknown mode in the block", "ipdestinationguard {\nmode ipset\n}",
 			`Testfile:2 - Error during parsing: unknown mode "ipset": it is one of nft-local, nft-gateway, nft-both`},
 		{"no mode", "ipdestinationguard {\nmargin 1s\n}",
-			`Testfile:2 - Error during parsing: margin is a setting of the whole guard: say the mode here as well (one of nft-local, nft-gateway, nft-both), or write it in the server block that says the mode. Without a mode there may be only canary, except`},
+			`Testfile:2 - Error during parsing: margin is a setting of the whole guard: say the mode here as well (one of nft-local, nft-gateway, nft-both), or write it in the server block that says the mode. Without a mode there may be only canary, clients, dnssec, except`},
 		{"two modes", "ipdestinationguard nft-local {\nmargin 1s\nmode nft-both\n}",
 			`Testfile:3 - Error during parsing: mode is given twice`},
 		{"two modes in one line", block + "mode nft-both\n}",
@@ -243,7 +251,7 @@ func TestParseMistakes(t *testing.T) {
 		{"a mode too many", "ipdestinationguard {\nmode nft-local nft-both\n}",
 			`Testfile:2 - Error during parsing: mode takes one value, not "nft-local nft-both"`},
 		{"unknown option", block + "allowIPs 192.0.2.1\n}",
-			`Testfile:3 - Error during parsing: unknown option "allowIPs": there are admin, allowedGatewayIPs, allowedIPs, allowedLocalIPs, audit, canary, capture, denied_log, dns_ports, except, except_file, hold, interfaces, linger, margin, max_addresses_answer, max_grants, max_grants_client, max_grants_name, mode, names, names_file, nflog_group, on_exit, others, ports, private, scope, shared_resolver, table, trusted_forwarder, ttl, units, upstream, users`},
+			`Testfile:3 - Error during parsing: unknown option "allowIPs": there are admin, allowedGatewayIPs, allowedIPs, allowedLocalIPs, audit, canary, capture, clients, denied_log, dns_ports, dnssec, except, except_file, hold, interfaces, linger, margin, max_addresses_answer, max_grants, max_grants_client, max_grants_name, max_mappings, mode, names, names_file, nflog_group, on_exit, others, ports, private, require, route, scope, shared_resolver, table, trusted_forwarder, ttl, units, upstream, users`},
 		{"an option in upper case", block + "Margin 1s\n}",
 			`Testfile:3 - Error during parsing: unknown option "Margin": did you mean margin?`},
 		{"the directive twice", "ipdestinationguard nft-local\nipdestinationguard nft-local",
@@ -417,6 +425,7 @@ func TestContradiction(t *testing.T) {
 		{"dns_ports", "hold 1s", "hold 1s\ndns_ports open", "dns_ports open at Other:1 contradicts closed at Testfile:1"},
 		{"trusted_forwarder", "hold 1s", "hold 1s\ntrusted_forwarder 10.0.0.1", "trusted_forwarder [10.0.0.1/32] at Other:1 contradicts [] at Testfile:1"},
 		{"shared_resolver", "hold 1s", "hold 1s\nshared_resolver 1", "shared_resolver 1 at Other:1 contradicts nobody at Testfile:1"},
+		{"upstream sentinel", "hold 1s", "hold 1s\nupstream sentinel", "upstream sentinel true at Other:1 contradicts false at Testfile:1"},
 		{"upstream", "hold 1s", "hold 1s\nupstream 10.0.0.1:53", "upstream [10.0.0.1:53] at Other:1 contradicts [] at Testfile:1"},
 		{"capture", "hold 1s", "hold 1s\ncapture", "capture true at Other:1 contradicts false at Testfile:1"},
 		{"linger", "hold 1s", "hold 1s\nlinger 1h", "linger 1h0m0s at Other:1 contradicts 0s at Testfile:1"},
@@ -469,6 +478,7 @@ func FuzzConfig(f *testing.F) {
 		"ipdestinationguard nft-local\nipdestinationguard",
 		"ipdestinationguard {\nprivate ** 10.0.0.0/8 ::1\nprivate a.test\ncanary off\n}",
 		"ipdestinationguard {\nmode nft-both\nscope application uid\nshared_resolver 1 a.service\nupstream 192.0.2.1 [::1]:53\ncapture\nmax_grants 5\nlinger 1s\n}",
+		"ipdestinationguard {\nroute a.test *.b.test {\npool 10.9.0.0/16\nslots 2\negress 192.0.2.7\nout wg0\nfwmark 7\nttl 1s 2s\nports tcp/1\n}\nroute c.test {",
 		"ipdestinationguard {\nports tcp/1-65535 udp/5\nusers 0\nunits /a/b\n}",
 	} {
 		f.Add(text)
@@ -486,6 +496,11 @@ func FuzzConfig(f *testing.F) {
 				if r.names == nil || !n.IsValid() || n != n.Masked() || n.Addr().Is4In6() {
 					t.Errorf("taken: %s", policyText(p))
 				}
+			}
+		}
+		for _, r := range p.routes {
+			if len(r.pools) == 0 || r.floor > r.ceiling || r.ceiling == 0 || r.slots < 1 || p.of(strings.NewReplacer("*", "x", "?", "x").Replace(r.patterns[0])) == nil {
+				t.Errorf("taken: %s", routeText(r))
 			}
 		}
 		if s != nil {

@@ -114,7 +114,7 @@ func (s *settings) warnUpstream(all []destination, warn func(format string, args
 		warn("%s: questions are forwarded to %v, which the guard refuses. Unless it is an address of this machine, the directive at %s needs the line: upstream %s",
 			d.place, d.AddrPort, s.place, line)
 	}
-	if self := s.found.self; len(s.upstreams) > 0 && self.User == 0 && self.Cgroup.ID == 0 {
+	if self := s.found.self; (len(s.upstreams) > 0 || s.upstreamSentinel) && self.User == 0 && self.Cgroup.ID == 0 {
 		warn("%s: upstream is open to every program of root, as CoreDNS runs as root and shares its cgroup: run it as a systemd service, or as a user of its own (deployment/README.md)", s.place)
 	}
 }

@@ -30,9 +30,9 @@ func (r *rig) deny(f backend.Flow) admin.Denied {
 func TestDeniedFlowsAreExplained(t *testing.T) {
 	r := newRig(t, "ipdestinationguard nft-both")
 	r.network.links = map[netip.Addr][6]byte{netip.MustParseAddr("192.168.0.7"): {2, 0, 0, 0, 0, 7}, netip.MustParseAddr("192.168.0.9"): {2, 0, 0, 0, 0, 9}}
-	r.ask("192.168.0.7", "a.test. A", "a.test. 300 A 192.0.2.1")
-	r.ask("127.0.0.1", "b.test. A", "b.test. 10 A 192.0.2.2")
-	r.ask("127.0.0.1", "evil.test. A", "evil.test. 10 A 10.1.1.1")
+	r.asked("192.168.0.7", "a.test. A", "a.test. 300 A 192.0.2.1")
+	r.asked("127.0.0.1", "b.test. A", "b.test. 10 A 192.0.2.2")
+	r.asked("127.0.0.1", "evil.test. A", "evil.test. 10 A 10.1.1.1")
 	r.advance(2 * time.Minute)
 	out := func(to string, port uint16) backend.Flow {
 		return backend.Flow{Kind: backend.Kind{Hook: backend.Output}, Protocol: 6, User: 4_000_000_000, Addr: netip.MustParseAddr(to), Port: port}

@@ -15,9 +15,9 @@ import (
 const module = "github.com/destination-guard/coredns-ip-destination-guard"
 
 // Folders of the plugin, and what of the plugin each may import. Nothing else of
-// it may be imported there, and only the root knows CoreDNS and Prometheus.
+// it may be imported there, and only the two plugins, the root and sentinel, know CoreDNS and Prometheus.
 var mayImport = map[string][]string{
-	".":                   {"admin", "backend", "expiry", "flowlog", "identity", "names", "reach", "why"}, // and a concrete backend, in setup.go
+	".":                   {"admin", "backend", "expiry", "flowlog", "identity", "names", "reach", "route", "validate", "why"}, // and a concrete backend, in setup.go
 	"admin":               nil,
 	"expiry":              nil,
 	"backend":             {"expiry"},
@@ -26,17 +26,20 @@ var mayImport = map[string][]string{
 	"names":               nil,
 	"nft":                 {"backend", "expiry"},
 	"reach":               nil,
+	"validate":            nil,
 	"ipset":               {"backend", "expiry"},
 	"route":               {"backend", "expiry"},
 	"flowlog":             {"backend"},
 	"identity":            {"backend", "expiry"},
 	"share":               {"backend", "expiry"},
 	"why":                 {"backend"},
+	"sentinel":            {"sentinel/hostdns"}, // another plugin of CoreDNS
+	"sentinel/hostdns":    nil,
 }
 
 var (
 	concreteBackends = []string{"nft", "ipset"}
-	standardOnly     = []string{"expiry", "reach", "backend", "backend/fake", "backend/backendtest", "why"}
+	standardOnly     = []string{"expiry", "reach", "sentinel/hostdns", "backend", "backend/fake", "backend/backendtest", "why"}
 	rootsOwn         = []string{"github.com/coredns/", "github.com/prometheus/"}
 )
 
@@ -71,7 +74,7 @@ func TestImports(t *testing.T) {
 				t.Errorf("%s imports %s", file, sibling)
 			case !inside && outside != "" && slices.Contains(standardOnly, folder):
 				t.Errorf("%s imports %s, and only the standard library may be imported there", file, imported)
-			case folder != "." && slices.ContainsFunc(rootsOwn, func(p string) bool { return strings.HasPrefix(imported, p) }):
+			case folder != "." && folder != "sentinel" && slices.ContainsFunc(rootsOwn, func(p string) bool { return strings.HasPrefix(imported, p) }):
 				t.Errorf("%s imports %s, which only the root may", file, imported)
 			}
 		}

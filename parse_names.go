@@ -14,16 +14,21 @@ import (
 // follows them once it starts.
 func (p *parser) addFiles(f *followed, paths []string) error {
 	for _, path := range paths {
-		if root := dnsserver.GetConfig(p.Controller).Root; root != "" && !filepath.IsAbs(path) {
-			path = filepath.Join(root, path)
-		}
-		file, err := names.OpenFile(path)
+		file, err := names.OpenFile(p.rooted(path))
 		if err != nil {
 			return p.Err(err.Error())
 		}
 		f.files = append(f.files, file)
 	}
 	return nil
+}
+
+// rooted is a path from where the plugin root says.
+func (p *parser) rooted(path string) string {
+	if root := dnsserver.GetConfig(p.Controller).Root; root != "" && !filepath.IsAbs(path) {
+		return filepath.Join(root, path)
+	}
+	return path
 }
 
 // settleNames reads the patterns of all lines together.

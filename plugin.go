@@ -31,23 +31,29 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 	if len(r.Question) != 1 {
 		return dns.RcodeFormatError, nil // RFC 9619: there is one question
 	}
+	if why := h.excludes(ctx, w, r); why != nil {
+		return h.exclude(w, r, why)
+	}
 	if h.policy.canary {
 		if m := canary(r); m != nil {
 			return m.Rcode, w.WriteMsg(m)
 		}
+	}
+	if m := h.reverse(ctx, w, r); m != nil {
+		return m.Rcode, w.WriteMsg(m)
 	}
 	if !guarded(ctx, r) {
 		return plugin.NextOrFailure(name, h.Next, ctx, w, r)
 	}
 	if !h.policy.opens(r.Question[0].Name) {
 		if h.policy.refuseOthers {
-			return h.refuse(w, r)
+			return h.refuse(w, r, "the name is none of those that may be asked for here")
 		}
 		return plugin.NextOrFailure(name, h.Next, ctx, w, r)
 	}
 	q := newQuery()
 	q.Context, q.ResponseWriter, q.handler, q.request, q.question = ctx, w, h, r, r.Question[0]
-	rcode, err := h.next(q, r)
+	rcode, err := h.next(q, q.ask(r))
 	if q.refused {
 		// The client has its SERVFAIL. Whatever the chain thinks, the server
 		// must not answer a second time.
@@ -56,12 +62,13 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 	return rcode, err
 }
 
-// refuse answers that the name is none of those that may be asked for.
-func (h *Handler) refuse(w dns.ResponseWriter, r *dns.Msg) (int, error) {
+// refuse answers that this may not be asked here, and why.
+func (h *Handler) refuse(w dns.ResponseWriter, r *dns.Msg, why string) (int, error) {
 	answersRefused.Inc()
 	m := new(dns.Msg).SetRcode(r, dns.RcodeRefused)
-	explain(m, r, dns.ExtendedErrorCodeProhibited, "the name is none of those that may be asked for here")
-	return dns.RcodeRefused, w.WriteMsg(m)
+	explain(m, r, dns.ExtendedErrorCodeProhibited, why)
+	// It has been said: of the other code the server would make a second answer.
+	return dns.RcodeSuccess, w.WriteMsg(m)
 }
 
 // next hands the query on, as plugin.NextOrFailure would, but without the writer

@@ -6,6 +6,9 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/coredns/caddy"
+	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/plugin"
 	"github.com/miekg/dns"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
@@ -20,6 +23,12 @@ type policy struct {
 	refuseOthers  bool     // or else the answers for others pass, and open nothing
 	private       []rule
 	canary        bool // browsers are told to stay with this resolver
+	routes        []*namedRoute
+	routed        *names.Ranking // by which of them
+	clients       clients
+	encrypted     string // file:line that demands encrypted upstreams
+	dnssec        dnssec
+	validation    *validation // nil is none
 
 	predicates backend.Predicates // of the packets that the answers are for
 	class      backend.Class      // the number that they have
@@ -72,12 +81,28 @@ func (p *policy) open() error {
 	return nil
 }
 
-// close ends the following of files.
+// close ends the following of files, and validation.
 func (p *policy) close() error {
+	p.validation.close()
 	for _, file := range p.files() {
 		file.Close()
 	}
 	return nil
+}
+
+// check holds what the block demands against the rest of it, which has been read.
+func (p *policy) check(block *dnsserver.Config, corefile caddy.Input) error {
+	err := p.clients.check(block)
+	if err == nil {
+		err = p.checkUpstreams(corefile, log.Warningf)
+	}
+	if err == nil {
+		err = p.validation.check(block)
+	}
+	if err != nil {
+		err = plugin.Error(name, err)
+	}
+	return err
 }
 
 // rule lets names have addresses that are not globally reachable.
@@ -110,6 +135,9 @@ var unreachable = &reach.Block{Kind: reach.Special, Why: "the client is known on
 
 // surplus are addresses behind the first so many of an answer.
 var surplus = &reach.Block{Kind: reach.Special, Why: "one more than max_addresses_answer"}
+
+// ofPool are addresses that stand for others, and that only this guard gives out.
+var ofPool = &reach.Block{Kind: reach.Special, Why: "an address of a route's pool"}
 
 // A filter finds the addresses that may not stand in an answer.
 type filter struct {
@@ -153,6 +181,9 @@ func (f *filter) withheld(addr netip.Addr) *reach.Block {
 	}
 	var buf [4]netip.Addr
 	for _, part := range reach.Parts(addr, buf[:0]) {
+		if len(f.found.pools) > 0 && contains(f.found.pools, part) {
+			return ofPool
+		}
 		b := reach.Of(part)
 		if b.Kind <= reach.Special && f.own != nil && f.own(part) {
 			b = ownAddress

@@ -21,7 +21,7 @@ func (g *guard) remember(q *query, scope backend.Scope, targets []target) {
 	if len(targets) == 0 || !g.history.News(g.hash(q.question.Name, targets)) {
 		return
 	}
-	name, asker, now := strings.ToLower(q.question.Name), g.asker(q, scope), g.now()
+	name, asker, now := strings.ToLower(q.question.Name), g.wherefrom(q, scope), g.now()
 	for i := range targets {
 		key := targets[i].key
 		until, _ := g.inForce.Lookup(key)
@@ -38,7 +38,7 @@ func (g *guard) rememberStripped(q *query, scope backend.Scope, s *stripping) {
 	if !g.history.News(^g.hash(q.question.Name, targets[:])) {
 		return
 	}
-	name, asker, now := strings.ToLower(q.question.Name), g.asker(q, scope), g.now()
+	name, asker, now := strings.ToLower(q.question.Name), g.wherefrom(q, scope), g.now()
 	for _, w := range s.withheld {
 		g.history.Record(why.Answer{Name: name, Addr: w.addr, Scope: scope, Asker: asker, At: now, Stripped: w.why.Why})
 	}
@@ -53,8 +53,8 @@ type withheld struct {
 // maxWithheld bounds what is remembered of one answer.
 const maxWithheld = 16
 
-// asker is where the question came from, if that says more than the holder does.
-func (g *guard) asker(q *query, scope backend.Scope) netip.Addr {
+// wherefrom is where the question came from, if that says more than the holder does.
+func (g *guard) wherefrom(q *query, scope backend.Scope) netip.Addr {
 	if scope.Holder != backend.Link {
 		return netip.Addr{}
 	}

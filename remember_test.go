@@ -26,8 +26,8 @@ func (r *rig) remembered(addr string) string {
 	return strings.Join(all, ", ")
 }
 
-// ask has somebody ask, and be answered with these records.
-func (r *rig) ask(from, question, answer string) {
+// asked has somebody ask, and be answered with these records.
+func (r *rig) asked(from, question, answer string) {
 	r.Helper()
 	if _, err := r.clientAt(netip.AddrPortFrom(netip.MustParseAddr(from), 1000).String()).serve(request(r.T, question), answering(r.T, answer)); err != nil {
 		r.Fatal(err)
@@ -43,18 +43,18 @@ func TestAnswersAreRemembered(t *testing.T) {
 		}
 	}
 	check("before", "192.0.2.1", "")
-	r.ask("127.0.0.1", "A.Test. A", "a.test. 300 A 192.0.2.1\na.test. 300 A 192.0.2.2")
+	r.asked("127.0.0.1", "A.Test. A", "a.test. 300 A 192.0.2.1\na.test. 300 A 192.0.2.2")
 	check("made", "192.0.2.1", "a.test. 5m30.5s")
 	check("made", "192.0.2.2", "a.test. 5m30.5s")
 	r.advance(time.Second)
-	r.ask("127.0.0.1", "b.test. A", "b.test. 60 A 192.0.2.1")
+	r.asked("127.0.0.1", "b.test. A", "b.test. 60 A 192.0.2.1")
 	check("in force by another name", "192.0.2.1", "b.test. 5m29.5s, a.test. 5m29.5s")
 	r.advance(5 * time.Minute)
-	r.ask("127.0.0.1", "a.test. A", "a.test. 300 A 192.0.2.2\na.test. 300 A 192.0.2.1")
+	r.asked("127.0.0.1", "a.test. A", "a.test. 300 A 192.0.2.2\na.test. 300 A 192.0.2.1")
 	check("renewed", "192.0.2.1", "a.test. 5m30.5s, b.test. 29.5s")
 	r.advance(time.Hour)
 	check("run out", "192.0.2.1", "a.test. -54m29.5s, b.test. -59m30.5s")
-	r.ask("127.0.0.1", "evil.test. A", "evil.test. 60 A 10.0.0.1\nevil.test. 60 A 8.8.8.8")
+	r.asked("127.0.0.1", "evil.test. A", "evil.test. 60 A 10.0.0.1\nevil.test. 60 A 8.8.8.8")
 	check("stripped", "10.0.0.1", "evil.test. stripped: private-use (RFC 1918)")
 	check("beside it", "8.8.8.8", "evil.test. 1m30.5s")
 }
@@ -65,7 +65,7 @@ func TestAskersAreRemembered(t *testing.T) {
 	r := newRig(t, "ipdestinationguard nft-gateway {\n private ** 192.0.2.0/24\n}")
 	r.network.links = map[netip.Addr][6]byte{netip.MustParseAddr("192.168.0.7"): {2, 0, 0, 0, 0, 7}}
 	for _, from := range []string{"192.168.0.7", "10.9.9.9"} {
-		r.ask(from, "a.test. A", "a.test. 300 A 192.0.2.1")
+		r.asked(from, "a.test. A", "a.test. 300 A 192.0.2.1")
 		r.advance(time.Second)
 	}
 	got := r.history.Of(netip.MustParseAddr("192.0.2.1"))

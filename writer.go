@@ -9,6 +9,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/route"
 )
 
 // query is one question on its way through the chain: its context, which tells
@@ -60,6 +61,8 @@ func (q *query) WriteMsg(m *dns.Msg) error {
 		answersFailed.Inc()
 		q.refused = true
 		m = refusal(q.request, q.question, err)
+	} else {
+		m = q.returned(m)
 	}
 	return q.ResponseWriter.WriteMsg(m)
 }
@@ -70,11 +73,22 @@ func (q *query) permitted(m *dns.Msg) (*dns.Msg, error) {
 	if err := g.await(q.Context); err != nil {
 		return nil, err
 	}
+	m, err := q.validated(m) // which may take long, and then who asks is looked for
+	if err != nil {
+		return nil, err
+	}
 	scope, err := g.scope(q.Context, q, q.request, q.handler.policy)
 	if err != nil {
 		return nil, err
 	}
+	said := m
 	m = q.strip(m, scope)
+	if q.handler.policy.routed != nil {
+		var done bool
+		if m, done, err = q.routed(m, said, scope); done || err != nil {
+			return m, err
+		}
+	}
 	if scope.Holder == nobody.Holder {
 		return m, nil
 	}
@@ -82,6 +96,11 @@ func (q *query) permitted(m *dns.Msg) (*dns.Msg, error) {
 	targets, err := readAnswer(q.question, m, few[:0])
 	if err != nil {
 		return nil, err
+	}
+	if len(targets) > 0 {
+		if err := q.proven(said); err != nil {
+			return nil, err
+		}
 	}
 	if err := g.permit(q.Context, scope, q.question.Name, targets); err != nil {
 		return nil, err
@@ -129,7 +148,9 @@ func refusal(request *dns.Msg, question dns.Question, reason error) *dns.Msg {
 	m.Question = []dns.Question{question}
 	m.RecursionAvailable = true
 	code := dns.ExtendedErrorCodeOther
-	if errors.Is(reason, backend.ErrLate) {
+	if unproven, ok := codeOf(reason); ok {
+		code = unproven
+	} else if errors.Is(reason, backend.ErrLate) || errors.Is(reason, route.ErrLate) {
 		code = dns.ExtendedErrorCodeNotReady
 	}
 	explain(m, request, code, reason.Error())

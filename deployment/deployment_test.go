@@ -12,18 +12,24 @@ import (
 	"testing"
 )
 
-func TestPluginCfgIsCoreDNSsAndOurLine(t *testing.T) {
+func TestPluginCfgIsCoreDNSsAndOurLines(t *testing.T) {
 	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/coredns/coredns").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
 	stock := read(t, filepath.Join(strings.TrimSpace(string(dir)), "plugin.cfg"))
-	const before, ours = "dns64:dns64\n", "ipdestinationguard:github.com/destination-guard/coredns-ip-destination-guard\n"
-	if !strings.Contains(stock, before) {
-		t.Fatal("CoreDNS has no dns64 any more")
+	want := stock
+	for before, ours := range map[string]string{
+		"dns64:dns64\n":     "ipdestinationguard:github.com/destination-guard/coredns-ip-destination-guard\n",
+		"forward:forward\n": "sentinel:github.com/destination-guard/coredns-ip-destination-guard/sentinel\n",
+	} {
+		if strings.Count(stock, "\n"+before) != 1 {
+			t.Fatalf("CoreDNS has no %s any more", before)
+		}
+		want = strings.Replace(want, "\n"+before, "\n"+ours+before, 1)
 	}
-	if read(t, "plugin.cfg") != strings.Replace(stock, before, ours+before, 1) {
-		t.Error("plugin.cfg is not CoreDNS's with our line before dns64")
+	if read(t, "plugin.cfg") != want {
+		t.Error("plugin.cfg is not CoreDNS's with our lines before dns64 and forward")
 	}
 }
 
@@ -117,6 +123,42 @@ func TestUnitHasTwoCapabilities(t *testing.T) {
 		if strings.Count(unit, "\n"+line+"\n") != 1 {
 			t.Errorf("not once in the unit: %s", line)
 		}
+	}
+}
+
+// A new certificate is read by what the unit does at a reload.
+func TestCertificateUnits(t *testing.T) {
+	for file, lines := range map[string][]string{
+		"ipdestinationguard-certificates.path":    {"PathChanged=/etc/coredns/tls"},
+		"ipdestinationguard-certificates.service": {"ExecStart=/bin/systemctl try-reload-or-restart ipdestinationguard-coredns.service"},
+		"Corefile.dot": {"        tls /etc/coredns/tls/client.pem /etc/coredns/tls/client-key.pem /etc/coredns/tls/ca.pem"},
+	} {
+		for _, line := range lines {
+			if !strings.Contains(read(t, file), "\n"+line+"\n") {
+				t.Errorf("%s: not there: %s", file, line)
+			}
+		}
+	}
+}
+
+// Whoever kills it, it comes back; and only a stop gives up the sentinels.
+func TestSentinelUnit(t *testing.T) {
+	unit := read(t, "ipdestinationguard-sentinel.service")
+	for _, line := range []string{
+		"Type=notify",
+		"ExecStart=/usr/local/bin/ipdestinationguard-sentinel run",
+		"Restart=always",
+		"StartLimitIntervalSec=0",
+		"Before=ipdestinationguard-coredns.service",
+		"StateDirectory=ipdestinationguard-sentinel",
+		"ReadWritePaths=/etc /run/systemd",
+	} {
+		if strings.Count(unit, "\n"+line+"\n") != 1 {
+			t.Errorf("not once in the unit: %s", line)
+		}
+	}
+	if strings.Contains(unit, "ExecStop") {
+		t.Error("a crash would give up the sentinels, although CoreDNS answers")
 	}
 }
 

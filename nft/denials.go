@@ -58,7 +58,7 @@ func parseDenial(elem []byte, k backend.Kind, ipv4 bool, now time.Time) (d backe
 		case unix.NFTA_SET_ELEM_KEY:
 			for typ, key := range attributes(value) {
 				if typ == unix.NFTA_DATA_VALUE {
-					ok = parseFlow(key, &d.Flow, ipv4)
+					ok = parseFlowKey(key, &d.Flow, ipv4)
 				}
 			}
 		case unix.NFTA_SET_ELEM_EXPIRATION:
@@ -77,8 +77,8 @@ func parseDenial(elem []byte, k backend.Kind, ipv4 bool, now time.Time) (d backe
 	return d, ok
 }
 
-// parseFlow reads the key of a flow: see flowKeys.
-func parseFlow(key []byte, f *backend.Flow, ipv4 bool) bool {
+// parseFlowKey reads the key of a flow: see flowKeys.
+func parseFlowKey(key []byte, f *backend.Flow, ipv4 bool) bool {
 	addr := 16
 	if ipv4 {
 		addr = 4

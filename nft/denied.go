@@ -53,11 +53,7 @@ func newDenial(r backend.Rules, hook backend.Hook) denial {
 }
 
 // prohibited is how guarded chains refuse.
-var prohibited = []rule{
-	{laidDown, []match{lsrr}, drop},
-	{laidDown, []match{ssrr}, drop},
-	{"refused, and the sender hears of it", nil, rejectProhibited},
-}
+var prohibited = append(noSourceRoutes(drop), rule{"refused, and the sender hears of it", nil, rejectProhibited})
 
 const laidDown = "no route that the sender has laid down"
 

@@ -1,7 +1,6 @@
 package nft
 
 import (
-	"encoding/binary"
 	"maps"
 	"slices"
 	"strings"
@@ -9,7 +8,6 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
@@ -30,12 +28,12 @@ type present struct {
 // stands in the way of the wanted sets and chains.
 func (rs ruleset) adoptable(p present) bool {
 	for _, have := range p.sets {
-		if have.IsMap {
+		if have.IsMap && have.DataType.Name == nftables.TypeVerdict.Name {
 			return false // none of ours; its verdicts would hold on to chains
 		}
 	}
 	for _, s := range rs.sets {
-		if have := p.sets[s.name]; have != nil && s.timeout && !s.standsAs(have) {
+		if have := p.sets[s.name]; have != nil && s.lasts() && !s.standsAs(have) {
 			return false
 		}
 	}
@@ -85,8 +83,8 @@ func readTable(name string) (present, error) {
 	}
 	for _, s := range sets {
 		p.sets[s.Name] = s
-		if s.HasTimeout || s.Anonymous {
-			continue // they change by themselves, or never
+		if s.HasTimeout || s.Anonymous || s.IsMap || strings.HasPrefix(s.Name, setRoute) || strings.HasPrefix(s.Name, setBound) {
+			continue // they change by themselves, or never, or there may be very many
 		}
 		elements, err := c.GetSetElements(s)
 		if err != nil {
@@ -112,33 +110,8 @@ func readTable(name string) (present, error) {
 		}
 		p.chains[ch.Name] = ch
 	}
-	p.rules, err = own.rules(name)
+	p.rules, err = own.rulesOf(name)
 	return p, err
-}
-
-// rules reads the handles of all rules of a table, by chain, in one request: what they
-// say takes the library long to read.
-func (s *socket) rules(table string) (map[string][]uint64, error) {
-	handles := map[string][]uint64{}
-	err := s.request(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, unix.NFPROTO_INET, appendString(nil, unix.NFTA_RULE_TABLE, table), func(data []byte) bool {
-		var in, chain string
-		var handle uint64
-		for typ, value := range attributes(data) {
-			switch {
-			case typ == unix.NFTA_RULE_TABLE:
-				in = cString(value)
-			case typ == unix.NFTA_RULE_CHAIN:
-				chain = cString(value)
-			case typ == unix.NFTA_RULE_HANDLE && len(value) == 8:
-				handle = binary.BigEndian.Uint64(value)
-			}
-		}
-		if in == table {
-			handles[chain] = append(handles[chain], handle)
-		}
-		return true
-	})
-	return handles, err
 }
 
 // hasGrants reports whether sets for grants stand there.
@@ -153,7 +126,7 @@ func (p present) hasGrants() bool {
 
 // holds reports whether a set without timeouts stands there with all that it is to hold.
 func (p present) holds(s set) bool {
-	return !s.timeout && s.standsAs(p.sets[s.name]) && slices.Equal(p.fixed[s.name], outline(s.elements()))
+	return !s.lasts() && s.standsAs(p.sets[s.name]) && slices.Equal(p.fixed[s.name], outline(s.elements()))
 }
 
 // same reports whether p and q have the same sets, chains and rules, and the

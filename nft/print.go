@@ -30,7 +30,11 @@ func (rs ruleset) print(w io.Writer, now contents) {
 		fmt.Fprintf(w, "\tcounter %s {\n\t\tcomment \"%s\"\n\t\tpackets %d bytes %d\n\t}\n\n", n.name, fit(n.comment), count.Packets, count.Bytes)
 	}
 	for _, s := range rs.sets {
-		fmt.Fprintf(w, "\tset %s {\n\t\ttype %s\n", s.name, s.key.key().Name)
+		what, typ := "set", s.key.key().Name
+		if s.isMap() {
+			what, typ = "map", typ+" : "+s.data.Name
+		}
+		fmt.Fprintf(w, "\t%s %s {\n\t\ttype %s\n", what, s.name, typ)
 		if s.size > 0 {
 			fmt.Fprintf(w, "\t\tsize %d\n", s.size)
 		}
@@ -132,7 +136,7 @@ func (rs ruleset) read() (contents, error) {
 	}
 	now.flags = flagsOf(table)
 	for _, s := range rs.sets {
-		if !s.timeout {
+		if !s.lasts() {
 			continue
 		}
 		elements, err := c.GetSetElements(&nftables.Set{Table: table, Name: s.name})
@@ -141,12 +145,17 @@ func (rs ruleset) read() (contents, error) {
 		}
 		slices.SortFunc(elements, func(a, b nftables.SetElement) int { return s.key.compare(a.Key, b.Key) })
 		for _, e := range elements {
-			count := ""
+			text := s.key.text(e.Key)
 			if e.Counter != nil {
-				count = fmt.Sprintf(" counter packets %d bytes %d", e.Counter.Packets, e.Counter.Bytes)
+				text += fmt.Sprintf(" counter packets %d bytes %d", e.Counter.Packets, e.Counter.Bytes)
 			}
-			now.elements[s.name] = append(now.elements[s.name],
-				fmt.Sprintf("%s%s timeout %s expires %s", s.key.text(e.Key), count, duration(e.Timeout), duration(e.Expires)))
+			switch {
+			case s.isMap():
+				text += " : " + s.key.text(e.Val)
+			case e.Timeout > 0:
+				text += fmt.Sprintf(" timeout %s expires %s", duration(e.Timeout), duration(e.Expires))
+			}
+			now.elements[s.name] = append(now.elements[s.name], text)
 		}
 	}
 	own, err := openSocket()

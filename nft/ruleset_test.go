@@ -96,11 +96,33 @@ func goldenRules(t testing.TB) map[string]backend.Rules {
 	audit.Capture, audit.AuditLocal, audit.AuditGateway, audit.LogGroup = 0, true, true, 5300
 	auditGateway := both
 	auditGateway.AuditGateway, auditGateway.LogGroup = true, 1
+
+	routes := capture
+	routes.MaxMappings, routes.Book = 1<<20, "0123abcd"
+	routes.Routes = []backend.Route{
+		{Name: "aa", Pools: prefixes(t, "100.96.0.0/11", "fd00:2021:1111:8000::/107"), Egress: addresses("192.0.2.7", "2001:db8::7")},
+		{Name: "bb", Pools: prefixes(t, "100.96.0.0/11", "198.18.0.0/15", "fd01::/16"), Out: "tun0", Mark: 100},
+		{Name: "cc", Pools: prefixes(t, "100.64.1.0/24", "100.64.2.1/32", "fd02::/64"), Egress: addresses("192.0.2.8"), Transparent: true},
+	}
+	routesBoth := linger
+	routesBoth.LocalHolders = []backend.Holder{backend.Machine, backend.User}
+	routesBoth.Upstream, routesBoth.Self = applications.Upstream, applications.Self
+	routesBoth.Book, routesBoth.Routes = "4567", routes.Routes[1:]
+	routesAudit := routesBoth
+	routesAudit.AuditLocal, routesAudit.AuditGateway, routesAudit.LogGroup = true, true, 5300
+
 	return map[string]backend.Rules{
-		"audit": audit, "audit-gateway": auditGateway,
+		"audit": audit, "audit-gateway": auditGateway, "routes": routes, "routes-both": routesBoth, "routes-audit": routesAudit,
 		"local": local, "gateway": gateway, "both": both, "everything": everything,
 		"applications": applications, "classes": classes, "capture": capture, "linger": linger,
 	}
+}
+
+func addresses(texts ...string) (all []netip.Addr) {
+	for _, s := range texts {
+		all = append(all, netip.MustParseAddr(s))
+	}
+	return all
 }
 
 func upstreams(t testing.TB, texts ...string) (all []netip.AddrPort) {

@@ -55,11 +55,12 @@ import (
 	_ "github.com/coredns/coredns/plugin/whoami"
 
 	_ "github.com/destination-guard/coredns-ip-destination-guard"
+	_ "github.com/destination-guard/coredns-ip-destination-guard/sentinel"
 )
 
 // directives is CoreDNS's own plugin.cfg, less what is not imported above, with the guard just before dns64:
 // every answer comes by it, also those that dns64, rewrite or cache made, and errors, log and dnstap still see
-// what the client was really given.
+// what the client was really given. And sentinel just before forward, which does the same for other nameservers.
 var directives = []string{
 	"root",
 	"metadata",
@@ -106,6 +107,7 @@ var directives = []string{
 	"auto",
 	"secondary",
 	"loop",
+	"sentinel",
 	"forward",
 	"grpc",
 	"erratic",

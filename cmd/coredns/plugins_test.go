@@ -47,8 +47,11 @@ func TestOrderIsCoreDNSs(t *testing.T) {
 		if !ok || strings.HasPrefix(line, "#") {
 			continue
 		}
-		if name == "dns64" {
+		switch name {
+		case "dns64":
 			want = append(want, "ipdestinationguard")
+		case "forward":
+			want = append(want, "sentinel")
 		}
 		if slices.Contains(directives, name) {
 			want = append(want, name)
@@ -64,7 +67,8 @@ func TestPromisedPlugins(t *testing.T) {
 	promised := strings.Fields(`acl any bind bufsize cache cancel debug dns64 dnstap errors erratic file forward
 		health hosts header https https3 quic grpc_server grpc local log loadbalance loop metadata prometheus
 		minimal multisocket nsid ready reload rewrite root secondary template timeouts tls tsig view whoami
-		pprof auto chaos dnssec sign transfer proxyproto ipdestinationguard`)
+		pprof auto chaos dnssec sign transfer proxyproto ipdestinationguard
+		sentinel`)
 	for _, p := range promised {
 		if !slices.Contains(directives, p) {
 			t.Errorf("%s is missing", p)
@@ -72,7 +76,7 @@ func TestPromisedPlugins(t *testing.T) {
 	}
 }
 
-var cloud = regexp.MustCompile(`^(k8s\.io|sigs\.k8s\.io|cloud\.google\.com|google\.golang\.org/api|go\.etcd\.io)/|` +
+var cloud = regexp.MustCompile(`^(k8s\.io|sigs\.k8s\.io|cloud\.google\.com|google\.golang\.org/api|go\.etcd\.io/etcd)/|` +
 	`(?i:aws|azure|googleapis/(gax|enterprise)|DataDog|hashicorp/nomad)`)
 
 func TestNoCloud(t *testing.T) {

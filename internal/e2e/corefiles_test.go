@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
 
 // Every Corefile that a user may copy starts, word for word but for the names of
@@ -19,7 +21,7 @@ func TestEveryCorefileStarts(t *testing.T) {
 	t.Parallel()
 	const top = "../../"
 	files := []string{top + "Corefile.example"}
-	for _, pattern := range []string{"*.md", "docs/*.md", "deployment/*.md"} {
+	for _, pattern := range []string{"*.md", "docs/*.md", "deployment/*.md", "sentinel/*.md"} {
 		found, err := filepath.Glob(top + pattern)
 		if err != nil {
 			t.Fatal(err)
@@ -40,14 +42,18 @@ func TestEveryCorefileStarts(t *testing.T) {
 		for _, line := range slices.Sorted(maps.Keys(corefiles)) {
 			t.Run(fmt.Sprintf("%s:%d", name, line), func(t *testing.T) {
 				w := &world{T: t, lab: w.lab, client: w.client, guard: w.guard, world: w.world}
-				c := w.start(w.provide(corefiles[line]))
+				path := binary(t)
+				if strings.Contains(corefiles[line], "dnssec validate") {
+					path = w.validatingBinary()
+				}
+				c := w.armed(w.run(path, netlab.As{}, w.guard, w.provide(corefiles[line])))
 				w.must(c.Signal(syscall.SIGKILL))
 				_ = c.Wait() // says that it was killed
 				w.nftables(flushRuleset)
 			})
 		}
 	}
-	for _, file := range []string{"Corefile.example", "README.md", "deployment/README.md"} {
+	for _, file := range []string{"Corefile.example", "README.md", "deployment/README.md", "deployment/egress-gateway.md", "sentinel/README.md"} {
 		if in[file] == 0 {
 			t.Errorf("no Corefile found in %s", file)
 		}
@@ -81,6 +87,7 @@ func snippets(markdown string) map[int]string {
 var (
 	certificateFile = regexp.MustCompile(`\S+\.(pem|crt|key)\b`)
 	zoneFile        = regexp.MustCompile(`\S*\b(db\.\S+|\S+\.(db|zone))\b`)
+	sentinelLine    = regexp.MustCompile(`(?m)^\s*sentinel\b`)
 	bindAddress     = regexp.MustCompile(`(?m)^\s*bind (.*)$`)
 )
 
@@ -104,6 +111,11 @@ func (w *world) provide(corefile string) string {
 			if addr, err := netip.ParseAddr(word); err == nil && !addr.IsLoopback() && !addr.IsUnspecified() {
 				_ = w.guard.Addr("lo", fmt.Sprintf("%v/%d", addr, addr.BitLen())) // it may be there
 			}
+		}
+	}
+	if sentinelLine.MatchString(corefile) {
+		for n := range 8 {
+			_ = w.guard.Addr("lo", fmt.Sprintf("100.100.111.%d/32", n+1)) // it may be there
 		}
 	}
 	return corefile

@@ -29,16 +29,19 @@ import (
 
 const serverName = "guard.test"
 
-// writeCertificate makes a certificate for serverName which is its own authority,
-// and its key.
-func writeCertificate(t *testing.T, certFile, keyFile string) *x509.CertPool {
+// writeCertificate makes a certificate for names, serverName if there are none, which
+// is its own authority, and its key.
+func writeCertificate(t *testing.T, certFile, keyFile string, names ...string) *x509.CertPool {
 	t.Helper()
+	if names == nil {
+		names = []string{serverName}
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: serverName}, DNSNames: []string{serverName},
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: names[0]}, DNSNames: names,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, IsCA: true, BasicConstraintsValid: true,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},

@@ -25,6 +25,13 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if ifname := os.Getenv(wireguardEnv); ifname != "" {
+		if err := beWireGuard(ifname); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	netlab.Main(func() int {
 		defer func() { _ = os.RemoveAll(buildDir) }()
 		return m.Run()
@@ -42,6 +49,7 @@ type world struct {
 	*testing.T
 	lab                  *netlab.Lab
 	client, guard, world *netlab.Host
+	state                string // folder of what CoreDNS keeps, however often it is started
 }
 
 const (
@@ -126,7 +134,7 @@ type coredns struct {
 // for examples and not the internet's.
 const examples = "private ** 192.0.2.0/24 198.18.0.0/15 2001:db8::/32"
 
-var directiveText = regexp.MustCompile(guardTable + `[^\n{]*({[^}]*})?`)
+var directiveText = regexp.MustCompile(guardTable + `[^\n{]*({([^{}]|{[^{}]*})*})?`)
 
 // withExamples adds it to a directive, at its end.
 func withExamples(text string) string {
@@ -157,7 +165,12 @@ func (w *world) start(corefile string) *coredns { w.Helper(); return w.startAs(n
 // startAs is start as somebody else, or in a cgroup.
 func (w *world) startAs(as netlab.As, corefile string) *coredns {
 	w.Helper()
-	c := w.launchAs(as, corefile)
+	return w.armed(w.launchAs(as, corefile))
+}
+
+// armed returns when the rules of a binary are in force.
+func (w *world) armed(c *coredns) *coredns {
+	w.Helper()
 	w.eventually("the rules are in force", func() bool {
 		if err := c.Signal(syscall.Signal(0)); err != nil {
 			w.Fatalf("CoreDNS has ended: %v", err)
@@ -180,21 +193,43 @@ func (w *world) asCoreDNS() netlab.As {
 	return netlab.As{User: w.user(53), Caps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_BIND_SERVICE}}
 }
 
+// stateDir is where systemd would have made room.
+func (w *world) stateDir() string {
+	w.Helper()
+	if w.state == "" {
+		w.state = w.TempDir()
+		w.must(os.Chmod(w.state, 0o777)) // CoreDNS may be another user
+	}
+	return w.state
+}
+
 func (w *world) launchAs(as netlab.As, corefile string) *coredns {
+	w.Helper()
+	return w.runAs(as, w.guard, corefile)
+}
+
+// runAs runs the binary on a host, with more in its environment, and does not wait.
+func (w *world) runAs(as netlab.As, host *netlab.Host, corefile string, env ...string) *coredns {
+	w.Helper()
+	return w.run(binary(w.T), as, host, corefile, env...)
+}
+
+// run is runAs for another binary.
+func (w *world) run(binary string, as netlab.As, host *netlab.Host, corefile string, env ...string) *coredns {
 	w.Helper()
 	dir := w.TempDir()
 	path := filepath.Join(dir, "Corefile")
 	w.must(os.WriteFile(path, []byte(corefile), 0o644))
 	w.must(os.Chmod(filepath.Dir(dir), 0o755)) // others have to read it as well
-	c := &coredns{Cmd: w.guard.Command(binary(w.T), "-conf", path), corefile: path}
+	c := &coredns{Cmd: host.Command(binary, "-conf", path), corefile: path}
 	c.As = as
 	// What forward leaves behind at a reload ends when the collector finds it.
-	c.Env = append(os.Environ(), "GOGC=50")
+	c.Env = append(append(os.Environ(), "GOGC=50", "STATE_DIRECTORY="+w.stateDir()), env...)
 	w.must(c.Start())
 	w.Cleanup(func() {
 		_ = c.Signal(syscall.SIGKILL)
 		if w.Failed() {
-			w.Logf("CoreDNS wrote:\n%s", c.Output())
+			w.Logf("CoreDNS of %s wrote:\n%s", host.Name(), c.Output())
 		}
 	})
 	return c

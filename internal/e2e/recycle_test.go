@@ -1,0 +1,339 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/backend/backendtest"
+	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
+	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
+	"github.com/destination-guard/coredns-ip-destination-guard/nft"
+	"github.com/destination-guard/coredns-ip-destination-guard/route"
+)
+
+// A recycling is the book of mapped addresses and the kernel, between real hosts, with a
+// clock that a test sets: names are not forgotten before they have been unused for two days.
+//
+//	client --- here --- world
+type recycling struct {
+	*world
+	kernel *nft.Backend
+	book   *route.Book
+	route  *route.Route
+	skew   atomic.Int64 // how far the clock is ahead
+	meddle atomic.Pointer[func()]
+}
+
+const twoDays = 48 * time.Hour
+
+// meddler is a router in whose work somebody interferes.
+type meddler struct {
+	backend.Router
+	before *atomic.Pointer[func()]
+}
+
+// Unmap implements [backend.Router].
+func (m meddler) Unmap(ctx context.Context, mapped []netip.Addr) error {
+	if f := m.before.Load(); f != nil {
+		(*f)()
+	}
+	return m.Router.Unmap(ctx, mapped)
+}
+
+func newRecycling(t *testing.T, pool string, linger time.Duration) *recycling {
+	t.Helper()
+	lab, err := netlab.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &recycling{world: &world{T: t, lab: lab}}
+	t.Cleanup(func() { r.must(lab.Close()) })
+	r.client, err = lab.Host("client")
+	r.must(err)
+	r.guard, err = lab.Here()
+	r.must(err)
+	r.world.world, err = lab.Host("world")
+	r.must(err)
+	r.must(lab.Link(r.client, "eth0", r.guard, "lan0"))
+	r.must(lab.Link(r.guard, "wan0", r.world.world, "eth0"))
+	r.must(r.client.Addr("eth0", client4+"/24"))
+	r.must(r.guard.Addr("lan0", gateway4+"/24"))
+	r.must(r.guard.Addr("wan0", guard4+"/24"))
+	r.must(r.world.world.Addr("eth0", resolver4+"/24"))
+	r.must(r.client.Route("0.0.0.0/0", gateway4))
+	r.must(r.guard.Route("198.18.0.0/15", resolver4))
+	r.must(r.guard.Forward())
+	r.must(r.world.world.Local("198.18.0.0/15"))
+	r.must(r.world.world.Echo(echoPort))
+	r.mirror(r.world.world)
+	// What has ended is not to be waited for for minutes.
+	for _, timeout := range []string{"tcp_timeout_time_wait", "tcp_timeout_close", "udp_timeout", "udp_timeout_stream"} {
+		r.must(r.guard.Sysctl("net/netfilter/nf_conntrack_"+timeout, "3"))
+	}
+
+	r.kernel = nft.New(expiry.NewTable[backend.Key](time.Now()), backendtest.Quiet{})
+	t.Cleanup(func() { r.must(r.kernel.Close(backend.Remove)) })
+	pools := []netip.Prefix{netip.MustParsePrefix(pool)}
+	clock := func() time.Time { return time.Now().Add(time.Duration(r.skew.Load())) }
+	r.book, err = route.Open(filepath.Join(t.TempDir(), "routes.db"), meddler{r.kernel, &r.meddle}, clock)
+	r.must(err)
+	t.Cleanup(func() { r.must(r.book.Close()) })
+	r.route = &route.Route{Name: "shop", Pools: pools, Slots: 1}
+	r.must(r.kernel.Open(backend.Rules{
+		Table: guardTable, Gateway: true, GatewayHolders: []backend.Holder{backend.Client},
+		Routes: []backend.Route{{Name: "shop", Pools: pools}},
+		Book:   r.book.ID(), MaxMappings: 100, MaxGrants: 1000, MaxGrantsClient: 1000, MaxGrantsName: 1000, Linger: linger,
+	}))
+	return r
+}
+
+// passes has time pass, for the book.
+func (r *recycling) passes(d time.Duration) { r.skew.Add(int64(d)) }
+
+// real is where the n-th name leads.
+func (r *recycling) real(n int) string { return fmt.Sprintf("198.18.%d.%d", n/200%250, n%200+1) }
+
+// assign gives the n-th name an address, as when it is answered.
+func (r *recycling) assign(n int) (string, error) {
+	answer, err := r.book.Assign(r.Context(), r.route, fmt.Sprintf("n%d.shop.test.", n), 0, []netip.Addr{netip.MustParseAddr(r.real(n))}, 5*time.Second)
+	if err != nil || len(answer.Mapped) != 1 {
+		return "", fmt.Errorf("name %d: %v %w", n, answer, err)
+	}
+	return answer.Mapped[0].String(), nil
+}
+
+// grant opens a mapped address to the client, for so long.
+func (r *recycling) grant(addr string, life time.Duration) {
+	r.Helper()
+	r.must(r.kernel.Grant(r.Context(), []backend.Grant{{
+		Scope: backend.ClientScope(netip.MustParseAddr(client4)), Addr: netip.MustParseAddr(addr), Until: time.Now().Add(life),
+	}}, 5*time.Second))
+}
+
+// tidy is the housekeeping, some minutes after the one before.
+func (r *recycling) tidy() int {
+	r.Helper()
+	r.passes(5 * time.Minute)
+	freed, err := r.book.Tidy(r.Context(), twoDays)
+	r.must(err)
+	return freed
+}
+
+// fill gives addresses to names until there are none, and says how many names have one.
+func (r *recycling) fill(from int) (names map[int]string) {
+	r.Helper()
+	names = map[int]string{}
+	for n := from; ; n++ {
+		addr, err := r.assign(n)
+		if errors.Is(err, route.ErrPoolFull) {
+			return names
+		}
+		r.must(err)
+		names[n] = addr
+	}
+}
+
+// An address on which a connection lives does not get another name, however long its own
+// has not been asked for, and however many wait for one.
+func TestAddressInUseIsNotRecycled(t *testing.T) {
+	for _, network := range networks {
+		t.Run(network, func(t *testing.T) {
+			r := newRecycling(t, "100.96.7.0/29", 0)
+			x := r.tap()
+			first := r.fill(0)
+			if len(first) < 4 {
+				t.Fatalf("a pool of 8 has %d addresses", len(first))
+			}
+			used := first[0]
+			r.grant(used, 2*time.Second)
+			live, err := r.dial(r.client, network, used)
+			r.must(err)
+			defer live.Close()
+			r.must(echo(live))
+			arrivesAt := func() (at []string) {
+				word := fmt.Sprintf("word at %d", time.Now().UnixNano())
+				_, _ = live.Write([]byte(word))
+				x.seen(func(p packet) bool {
+					if contains(p.payload, word) && p.destination.Is4() && p.source.String() == guard4 || contains(p.payload, word) && p.source.String() == client4 {
+						at = append(at, p.destination.String())
+					}
+					return false
+				})
+				return at
+			}
+
+			// Days pass. All names are forgotten but the one that is in use.
+			owners := map[string]int{}
+			for n, addr := range first {
+				owners[addr] = n
+			}
+			next := 100
+			for round := range 5 {
+				r.passes(3 * twoDays)
+				for range 3 {
+					r.tidy()
+				}
+				now := r.fill(next)
+				if len(now) != len(first)-1 {
+					t.Errorf("round %d: %d addresses have become free, want all but one of %d", round, len(now), len(first))
+				}
+				for n, addr := range now {
+					if addr == used {
+						t.Fatalf("round %d: name %d has %s, on which a connection of another name lives", round, n, addr)
+					}
+				}
+				if at := arrivesAt(); len(at) == 0 || at[0] != r.real(0) {
+					t.Fatalf("round %d: what the connection sends arrives at %v, want %s", round, at, r.real(0))
+				}
+				next += 100
+			}
+
+			// It ends. Then its address is another's, and nothing of before gets there.
+			r.passes(3 * twoDays)
+			r.must(live.Close())
+			heir := -1
+			deadline := time.Now().Add(time.Minute)
+			for heir < 0 && time.Now().Before(deadline) {
+				r.tidy()
+				for n, addr := range r.fill(next) {
+					if addr == used {
+						heir = n
+					}
+				}
+				next += 100
+				r.passes(3 * twoDays)
+				time.Sleep(300 * time.Millisecond)
+			}
+			if heir < 0 {
+				t.Fatalf("%s, to which nothing is connected any more, never gets free", used)
+			}
+			r.grant(used, time.Minute)
+			if s := r.sees(r.client, used); s.real != r.real(heir) {
+				t.Errorf("%s is of name %d and leads to %v", used, heir, s)
+			}
+		})
+	}
+}
+
+// An address that is still open to somebody, by a grant or because of linger, does not get
+// another name: who has remembered it for two days would be let through to that one's
+// server.
+func TestAddressThatIsOpenToSomebodyIsNotRecycled(t *testing.T) {
+	const open = 8 * time.Second // longer than a connection is remembered that nobody uses
+	for name, linger := range map[string]time.Duration{"by a grant": 0, "by linger": open} {
+		t.Run(name, func(t *testing.T) {
+			r := newRecycling(t, "100.96.7.0/29", linger)
+			first := r.fill(0)
+			used := first[0]
+			began := time.Now()
+			if linger > 0 {
+				r.grant(used, time.Second)
+				r.must(r.connect(r.client, "udp", used))
+			} else {
+				r.grant(used, open)
+			}
+			next := 100
+			for freed := false; !freed; time.Sleep(100 * time.Millisecond) {
+				r.passes(3 * twoDays)
+				r.tidy()
+				for n, addr := range r.fill(next) {
+					if addr != used {
+						continue
+					}
+					freed = true
+					if err := r.connect(r.client, "udp", used); err == nil {
+						t.Fatalf("after %v %s is of name %d, and still open to who asked for another", time.Since(began), used, n)
+					}
+				}
+				next += 100
+				if time.Since(began) > time.Minute {
+					t.Fatalf("%s is never free", used)
+				}
+			}
+		})
+	}
+}
+
+// contains reports whether there is a word in a packet.
+func contains(payload []byte, word string) bool {
+	for i := 0; i+len(word) <= len(payload); i++ {
+		if string(payload[i:i+len(word)]) == word {
+			return true
+		}
+	}
+	return false
+}
+
+// Who connects at the moment at which an address is taken from its name is never connected
+// with the next name's server: the connection is ended, and the address waits.
+func TestConnectionWhileAnAddressIsTaken(t *testing.T) {
+	for _, network := range networks {
+		t.Run(network, func(t *testing.T) {
+			r := newRecycling(t, "100.96.7.0/29", 0)
+			x := r.tap()
+			first := r.fill(0)
+			used := first[0]
+			const open = 2 * time.Second
+			r.passes(3 * twoDays)
+			var late net.Conn
+			connect := func() { // as who has just asked for the name
+				r.meddle.Store(nil)
+				r.grant(used, open)
+				var err error
+				late, err = r.dial(r.client, network, used)
+				if err == nil {
+					err = echo(late)
+				}
+				if err != nil {
+					t.Errorf("the test's own connection: %v", err)
+				}
+			}
+			r.meddle.Store(&connect)
+			r.tidy()
+			if late == nil {
+				t.Fatal("nobody has connected")
+			}
+			defer late.Close()
+			if err := echo(late); err == nil {
+				t.Error("who has connected while the address was taken is still connected")
+			}
+			time.Sleep(open) // in two days all that was open by the first name's answers is shut
+			// It tries and tries, while the address gets free and another's.
+			heir, next := -1, 100
+			for range 20 {
+				_, _ = late.Write([]byte("for the first name"))
+				r.tidy()
+				_, _ = late.Write([]byte("for the first name"))
+				for n, addr := range r.fill(next) {
+					if addr == used {
+						heir = n
+					}
+				}
+				next += 100
+				_, _ = late.Write([]byte("for the first name"))
+				if heir >= 0 {
+					break
+				}
+				r.passes(3 * twoDays)
+				time.Sleep(100 * time.Millisecond)
+			}
+			if heir < 0 {
+				t.Fatalf("%s never gets free", used)
+			}
+			_, _ = late.Write([]byte("for the first name"))
+			if n := x.seen(func(p packet) bool {
+				return p.destination.String() != r.real(0) && contains(p.payload, "for the first name")
+			}); n > 0 {
+				t.Errorf("%d packets of a connection with the first name have gone to others", n)
+			}
+		})
+	}
+}

@@ -1,0 +1,54 @@
+package nft
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+)
+
+// Granted implements [backend.Router]. It does not keep grants waiting.
+func (b *Backend) Granted(ctx context.Context, each func(mapped netip.Addr)) error {
+	var rules backend.Rules
+	if err := b.do(func(w *writer) error { rules = w.rules; return nil }); err != nil {
+		return err
+	}
+	if len(rules.Routes) == 0 {
+		return nil
+	}
+	s, err := openSocket()
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	var stopped error
+	visit := func(part []element) bool {
+		if ctx.Err() != nil {
+			stopped = context.Cause(ctx)
+			return false
+		}
+		for _, e := range part {
+			if addr := e.key.Addr(); rules.Pooled(addr) {
+				each(addr)
+			}
+		}
+		return true
+	}
+	for _, set := range newGrantSets(rules).all() {
+		names := []string{set.name}
+		if rules.Linger > 0 {
+			names = append(names, set.named(setLinger))
+		}
+		for _, name := range names {
+			like := *set
+			like.name = name
+			if err := s.dump(rules.Table, &like, visit); stopped != nil || err != nil {
+				if stopped == nil {
+					stopped = err
+				}
+				return stopped
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,37 @@
+package nft
+
+import "github.com/destination-guard/coredns-ip-destination-guard/backend"
+
+// What is refused of routed traffic is counted with what is refused of other traffic on its
+// hook.
+
+func (p *path) hook() backend.Hook {
+	if p.forward {
+		return backend.Forward
+	}
+	return backend.Output
+}
+
+// atOnce is how is refused what leads nowhere.
+var atOnce = []rule{
+	{"what leads nowhere", []match{isTCP}, rejectReset},
+	{"what leads nowhere", nil, rejectNoPort},
+}
+
+// judged is what becomes of packets to mapped addresses that are not granted.
+func (p *path) judged(chain string) *denial {
+	d := newDenial(*p.rules, p.hook())
+	d.chain, d.how = chain, append(noSourceRoutes(drop), atOnce...)
+	return &d
+}
+
+// atOnce is what becomes of packets that lead nowhere whatever is granted: also in audit.
+func (p *path) atOnce() *denial {
+	d := newDenial(*p.rules, p.hook())
+	d.chain, d.how, d.audit = p.name(chainAtOnce), atOnce, false
+	return &d
+}
+
+func (p *path) refuseAtOnce(comment string, conditions ...match) []rule {
+	return []rule{{comment, conditions, p.atOnce().verdict()}}
+}

@@ -1,0 +1,230 @@
+package route
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+)
+
+const (
+	perMove = 1000 // names whose answers wait at the same time
+	mapWait = 5 * time.Second
+)
+
+// Rehome moves names to other routes, with their addresses: to says which, or not ok to
+// leave one where it is. It is for a reload that changes how a route leaves, once the new
+// rules are in force. Addresses that were in force are mapped again, to the same real ones
+// as before. A name that has addresses in its new route already, has them first and the
+// others besides.
+func (b *Book) Rehome(ctx context.Context, to func(route, name string) (newRoute string, ok bool)) error {
+	b.tidying.Lock()
+	defer b.tidying.Unlock()
+	var moves []move
+	for i := range b.shards {
+		s := &b.shards[i]
+		s.mu.RLock()
+		for _, e := range s.entries {
+			route, name := e.names()
+			if other, ok := to(route, name); ok && other != route {
+				moves = append(moves, move{from: e, route: other})
+			}
+		}
+		s.mu.RUnlock()
+	}
+	var failed error
+	for len(moves) > 0 {
+		n, err := b.move(ctx, moves)
+		if err != nil {
+			return errors.Join(failed, err)
+		}
+		failed = errors.Join(failed, b.remap(ctx, moves[:n]))
+		b.moveDone(moves[:n])
+		moves = moves[n:]
+	}
+	return failed
+}
+
+// move is an entry on its way to another route.
+type move struct {
+	from  *entry
+	route string
+	to    *entry // whose turn is taken, as that of from is; nil if there is nothing to move
+	first int    // where the addresses of from are in it
+}
+
+// moveDone gives back the turns.
+func (b *Book) moveDone(moves []move) {
+	for _, m := range moves {
+		if m.to != nil {
+			m.from.release()
+			m.to.release()
+			b.dropIdle(m.to)
+		}
+	}
+}
+
+// move moves the addresses of the first n entries, whose turns it has taken when it
+// returns, if there is no error.
+func (b *Book) move(ctx context.Context, moves []move) (n int, err error) {
+	defer func() {
+		if err != nil {
+			b.moveDone(moves[:n])
+		}
+	}()
+	taken := make(map[*entry]bool)
+	for n < min(len(moves), perMove) {
+		ok, err := b.prepare(ctx, &moves[n], taken)
+		if err != nil {
+			return n, err
+		}
+		if !ok {
+			break
+		}
+		n++
+	}
+	moves = moves[:n]
+	err = b.store.do(context.WithoutCancel(ctx), func(tx *bolt.Tx) error {
+		for _, m := range moves {
+			if m.to == nil {
+				continue
+			}
+			for i, s := range m.from.slots {
+				if err := putOwned(tx, m.to.version(), s.mapped, m.to.last+1+uint16(i), m.to.key[1:]); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return n, err
+	}
+	for i := range moves {
+		if moves[i].to != nil {
+			b.moved(&moves[i])
+		}
+	}
+	return n, nil
+}
+
+// prepare takes the turns that a move needs, unless others of the same transaction have
+// them: then it has to wait for the next one. Nobody else ever waits for a second turn.
+func (b *Book) prepare(ctx context.Context, m *move, taken map[*entry]bool) (ok bool, err error) {
+	_, name := m.from.names()
+	key, err := appendKey(nil, m.from.version(), m.route, name)
+	if err != nil {
+		return false, fmt.Errorf("%q: %w", m.route, err)
+	}
+	if taken[m.from] {
+		return false, nil
+	}
+	switch err := b.takeSettled(ctx, m.from); {
+	case err == errDead:
+		return true, nil
+	case err != nil:
+		return false, err
+	}
+	for {
+		to := b.enter(key)
+		if taken[to] {
+			m.from.release()
+			return false, nil
+		}
+		switch err := b.takeSettled(ctx, to); {
+		case err == errDead:
+			continue
+		case err != nil:
+			m.from.release()
+			b.dropIdle(to)
+			return false, err
+		}
+		taken[m.from], taken[to] = true, true
+		m.to, m.first = to, len(to.slots)
+		return true, nil
+	}
+}
+
+// takeSettled takes the turn of an entry that has no slots on their way to the disk.
+func (b *Book) takeSettled(ctx context.Context, e *entry) error {
+	if err := e.take(ctx); err != nil {
+		return err
+	}
+	if err := e.settle(ctx); err != nil {
+		e.release()
+		return err
+	}
+	return nil
+}
+
+// moved: the disk has it.
+func (b *Book) moved(m *move) {
+	from, to := m.from, m.to
+	s := b.shard([]byte(from.key))
+	s.mu.Lock()
+	from.mu.Lock()
+	from.dead = true
+	delete(s.entries, from.key)
+	used := from.used
+	from.mu.Unlock()
+	s.mu.Unlock()
+
+	to.mu.Lock()
+	defer to.mu.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, s := range from.slots {
+		b.pages[to.version()].set(s.mapped, to)
+	}
+	if len(to.slots) == 0 {
+		to.asker, to.used = from.asker, used
+	}
+	room := min(max(0, MaxSlots-len(to.slots)), len(from.slots))
+	b.leaveLocked(from, from.slots[room:])
+	to.slots = slices.Concat(to.slots, from.slots[:room])
+	to.last += uint16(len(from.slots))
+	to.used, to.dirty = max(to.used, used), true
+	if to.force != vague {
+		to.force = unforced
+	}
+	if from.force == vague {
+		to.force = vague
+	}
+}
+
+func (e *entry) forced() bool { return e.force != unforced && e.force != vague }
+
+// remap puts what was in force there again.
+func (b *Book) remap(ctx context.Context, moves []move) error {
+	force := b.router.Epoch() + 1
+	var mappings []backend.Mapping
+	for _, m := range moves {
+		if m.to == nil || !m.from.forced() {
+			continue
+		}
+		for _, s := range m.to.slots[m.first:] {
+			if s.real != (ip{}) {
+				mappings = append(mappings, backend.Mapping{Route: m.route, Mapped: m.to.addr(s.mapped), Real: m.to.addr(s.real)})
+			}
+		}
+	}
+	if mappings == nil {
+		return nil
+	}
+	if err := b.router.Map(ctx, mappings, mapWait); err != nil {
+		return err
+	}
+	for _, m := range moves {
+		if m.to != nil && m.from.forced() && m.first == 0 {
+			m.to.mu.Lock()
+			m.to.force = force
+			m.to.mu.Unlock()
+		}
+	}
+	return nil
+}
