@@ -86,6 +86,13 @@ func TestTidy(t *testing.T) {
 			clear(d.live)
 			d.tidied(0, "")
 		}},
+		{"a name that is asked for in the last moment keeps its addresses", func(d *desk) {
+			d.after(long)
+			d.router.onLook = func() { d.want(d.ask(r, "a.org", four), "10.0.0.1 10.0.0.2") }
+			d.tidied(0, a)
+			d.after(time.Minute)
+			d.tidied(0, a)
+		}},
 		{"what connects in the last moment is ended", func(d *desk) {
 			d.after(long)
 			d.router.onUnmap = func() { d.connectLocked("10.0.0.2") }
