@@ -35,13 +35,7 @@ func (g *guard) holder(ctx context.Context, w dns.ResponseWriter, request *dns.M
 	case s.scope != scopeApplication && !s.gateway():
 		return backend.Scope{Holder: backend.Machine}, nil
 	}
-	addr := addrOf(w.RemoteAddr())
-	if len(s.forwarders) > 0 && contains(s.forwarders, addr) {
-		if client, ok := clientSubnet(request); ok && !g.around.Own(client) && !client.IsUnspecified() {
-			addr = client // and never this machine, whose programs ask for themselves
-		}
-	}
-	local := !addr.IsValid() || g.around.Own(addr)
+	addr, local := g.asker(s, w, request)
 	switch {
 	case local && s.scope == scopeApplication:
 		return g.application(ctx, s, w)
@@ -59,6 +53,17 @@ func (g *guard) holder(ctx context.Context, w dns.ResponseWriter, request *dns.M
 		}
 	}
 	return backend.ClientScope(addr.WithZone("")), nil
+}
+
+// asker is the address that a question comes from, and whether that is this machine's.
+func (g *guard) asker(s *settings, w dns.ResponseWriter, request *dns.Msg) (addr netip.Addr, local bool) {
+	addr = addrOf(w.RemoteAddr())
+	if len(s.forwarders) > 0 && contains(s.forwarders, addr) {
+		if client, ok := clientSubnet(request); ok && !g.around.Own(client) && !client.IsUnspecified() {
+			addr = client // and never this machine, whose programs ask for themselves
+		}
+	}
+	return addr, !addr.IsValid() || g.around.Own(addr)
 }
 
 // addrOf is the IP address of a client, without a zone unless it needs one.

@@ -45,12 +45,26 @@ type found struct {
 	classes  map[backend.Class]backend.Predicates
 	upstream []netip.AddrPort
 	self     backend.Program
-	capture  uint16 // port
+	capture  uint16         // port
+	routes   []*namedRoute  // of all server blocks
+	policies []*policy      // the same, in order
+	pools    []netip.Prefix // of these, each once
+	book     string         // the name of all their books
 }
 
-// limits bound what the network can make the guard keep. Those of grants count for
-// each IP version.
-type limits struct{ grants, client, name, answer int }
+// kernelRoutes are the routes, those once that are the same to the kernel.
+func (f *found) kernelRoutes() (all []backend.Route) {
+	for _, r := range f.routes {
+		if !slices.ContainsFunc(all, func(k backend.Route) bool { return k.Name == r.kernel.Name }) {
+			all = append(all, r.kernel)
+		}
+	}
+	return all
+}
+
+// limits bound what the network can make the guard keep. Those of grants and of mapped
+// addresses count for each IP version.
+type limits struct{ grants, client, name, answer, mappings int }
 
 // The modes, and which hooks they guard.
 const (
@@ -77,7 +91,7 @@ var defaultSettings = settings{
 
 // defaultLimits are for a network of some hundred clients: 25 MB in the kernel for
 // each IP version.
-var defaultLimits = limits{grants: 1 << 18, client: 1 << 14, name: 1 << 10, answer: 1 << 8}
+var defaultLimits = limits{grants: 1 << 18, client: 1 << 14, name: 1 << 10, answer: 1 << 8, mappings: 1 << 18}
 
 // unitPaths are the cgroups that classes of grants are for, sorted.
 func (s *settings) unitPaths() (paths []string) {
@@ -126,6 +140,9 @@ func (s *settings) rules(m *machine) backend.Rules {
 	if s.gateway() {
 		r.Capture = s.found.capture
 	}
+	if r.Routes = bridge(s.found.kernelRoutes(), m.routes); len(r.Routes) > 0 {
+		r.MaxMappings, r.Book = s.limits.mappings, s.found.book
+	}
 	return r
 }
 
@@ -151,6 +168,7 @@ func (s *settings) contradiction(other *settings) string {
 		{"max_grants", s.limits.grants == other.limits.grants, s.limits.grants, other.limits.grants},
 		{"max_grants_client", s.limits.client == other.limits.client, s.limits.client, other.limits.client},
 		{"max_grants_name", s.limits.name == other.limits.name, s.limits.name, other.limits.name},
+		{"max_mappings", s.limits.mappings == other.limits.mappings, s.limits.mappings, other.limits.mappings},
 		{"max_addresses_answer", s.limits.answer == other.limits.answer, s.limits.answer, other.limits.answer},
 		{"dns_ports", s.dnsPorts == other.dnsPorts, dnsPortsText(s.dnsPorts), dnsPortsText(other.dnsPorts)},
 		{"trusted_forwarder", sameRanges(s.forwarders, other.forwarders), s.forwarders, other.forwarders},

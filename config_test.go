@@ -173,11 +173,12 @@ table my_guard-1.x
 			max_grants_client 1000
 			max_grants_name 100
 			max_addresses_answer 10
-		}`, "mode nft-gateway\nlimits {100000 1000 100 10}\n" + defaultsText},
+			max_mappings 5
+		}`, "mode nft-gateway\nlimits {100000 1000 100 10 5}\n" + defaultsText},
 		{"limits that leave less room than others have by default", `ipdestinationguard {
 			mode nft-gateway
 			max_grants_client 100
-		}`, "mode nft-gateway\nlimits {262144 100 100 100}\n" + defaultsText},
+		}`, "mode nft-gateway\nlimits {262144 100 100 100 262144}\n" + defaultsText},
 		{"what has no effect", `ipdestinationguard {
 			mode nft-gateway
 			upstream 192.0.2.53
@@ -243,7 +244,7 @@ func TestParseMistakes(t *testing.T) {
 		{"a mode too many", "ipdestinationguard {\nmode nft-local nft-both\n}",
 			`Testfile:2 - Error during parsing: mode takes one value, not "nft-local nft-both"`},
 		{"unknown option", block + "allowIPs 192.0.2.1\n}",
-			`Testfile:3 - Error during parsing: unknown option "allowIPs": there are allowedGatewayIPs, allowedIPs, allowedLocalIPs, canary, capture, dns_ports, except, except_file, hold, interfaces, linger, margin, max_addresses_answer, max_grants, max_grants_client, max_grants_name, mode, names, names_file, on_exit, others, ports, private, scope, shared_resolver, table, trusted_forwarder, ttl, units, upstream, users`},
+			`Testfile:3 - Error during parsing: unknown option "allowIPs": there are allowedGatewayIPs, allowedIPs, allowedLocalIPs, canary, capture, dns_ports, except, except_file, hold, interfaces, linger, margin, max_addresses_answer, max_grants, max_grants_client, max_grants_name, max_mappings, mode, names, names_file, on_exit, others, ports, private, route, scope, shared_resolver, table, trusted_forwarder, ttl, units, upstream, users`},
 		{"an option in upper case", block + "Margin 1s\n}",
 			`Testfile:3 - Error during parsing: unknown option "Margin": did you mean margin?`},
 		{"the directive twice", "ipdestinationguard nft-local\nipdestinationguard nft-local",
@@ -469,6 +470,7 @@ func FuzzConfig(f *testing.F) {
 		"ipdestinationguard nft-local\nipdestinationguard",
 		"ipdestinationguard {\nprivate ** 10.0.0.0/8 ::1\nprivate a.test\ncanary off\n}",
 		"ipdestinationguard {\nmode nft-both\nscope application uid\nshared_resolver 1 a.service\nupstream 192.0.2.1 [::1]:53\ncapture\nmax_grants 5\nlinger 1s\n}",
+		"ipdestinationguard {\nroute a.test *.b.test {\npool 10.9.0.0/16\nslots 2\negress 192.0.2.7\nout wg0\nfwmark 7\nttl 1s 2s\nports tcp/1\n}\nroute c.test {",
 		"ipdestinationguard {\nports tcp/1-65535 udp/5\nusers 0\nunits /a/b\n}",
 	} {
 		f.Add(text)
@@ -486,6 +488,11 @@ func FuzzConfig(f *testing.F) {
 				if r.names == nil || !n.IsValid() || n != n.Masked() || n.Addr().Is4In6() {
 					t.Errorf("taken: %s", policyText(p))
 				}
+			}
+		}
+		for _, r := range p.routes {
+			if len(r.pools) == 0 || r.floor > r.ceiling || r.ceiling == 0 || r.slots < 1 || p.of(strings.NewReplacer("*", "x", "?", "x").Replace(r.patterns[0])) == nil {
+				t.Errorf("taken: %s", routeText(r))
 			}
 		}
 		if s != nil {

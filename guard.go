@@ -29,9 +29,11 @@ type guard struct {
 	seed     maphash.Seed                   // of names
 
 	arming    sync.Mutex
-	rules     backend.Rules // in force
-	classes   []string      // by number, in words; the first is any
-	units     units         // nil unless the Corefile names some
+	rules     backend.Rules   // in force
+	before    []backend.Route // that still are, besides those of the settings
+	served    map[string]bool // paths of the books that have last given out addresses
+	classes   []string        // by number, in words; the first is any
+	units     units           // nil unless the Corefile names some
 	unitPaths []string
 
 	// What the machine is asked with: around from when it is armed first, askers
@@ -39,6 +41,16 @@ type guard struct {
 	around surroundings
 	own    func(netip.Addr) bool // whether an address is this machine's; nil is never
 	askers askers
+
+	router  backend.Router // the backend, if it is one
+	routing atomic.Pointer[routing]
+	books   books
+	cuts    *cuts
+	unused  atomic.Int64 // the longest that any settings have had: see settings.unused
+
+	// What works on routes, from when there are any.
+	working sync.WaitGroup
+	end     context.CancelFunc
 
 	up        chan struct{} // closed when it is armed first
 	enforcing atomic.Bool   // the rules stand in the kernel
@@ -48,6 +60,7 @@ type guard struct {
 	failures rate.Sometimes // for the log
 	repairs  rate.Sometimes
 	strips   rate.Sometimes
+	overlaps rate.Sometimes
 }
 
 // newGuard makes a guard that grants nothing before it is armed.
@@ -58,13 +71,17 @@ func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backen
 		host:     host,
 		seed:     maphash.MakeSeed(),
 		classes:  []string{""},
+		cuts:     newCuts(),
 		up:       make(chan struct{}),
 		failures: rate.Sometimes{First: 1, Interval: logInterval},
 		repairs:  rate.Sometimes{First: 1, Interval: logInterval},
 		strips:   rate.Sometimes{First: 1, Interval: logInterval},
+		overlaps: rate.Sometimes{First: 1, Interval: time.Hour},
 	}
 	g.settings.Store(&defaultSettings)
+	g.routing.Store(newRouting())
 	g.backend = newBackend(g.inForce, (*observer)(g))
+	g.router, _ = g.backend.(backend.Router)
 	return g
 }
 
@@ -93,6 +110,13 @@ func (g *guard) armed() bool { return g.settings.Load() != &defaultSettings }
 // when nothing is refused any more.
 func (g *guard) close() error {
 	leave := g.settings.Load().onExit
+	g.arming.Lock()
+	if g.end != nil {
+		g.end()
+	}
+	g.arming.Unlock()
+	g.working.Wait() // they ask the backend, and the books
+	g.closeBooks(nil)
 	err := g.backend.Close(leave)
 	if err == nil && leave == backend.Remove {
 		g.removed.Store(true)
@@ -171,12 +195,14 @@ func (g *guard) stripped(q dns.Question, s *stripping) {
 	g.strips.Do(func() {
 		// The name is as miekg/dns writes it: all but printable ASCII is escaped.
 		name := strings.TrimSuffix(q.Name, ".")
-		advice := fmt.Sprintf("private %s %v", name, s.first)
-		if s.why == surplus {
-			advice = "max_addresses_answer N"
+		advice := fmt.Sprintf(". If that name is yours and may have it, the directive needs the line: private %s %v", name, s.first)
+		switch s.why {
+		case surplus:
+			advice = ". If that name is yours and may have it, the directive needs the line: max_addresses_answer N"
+		case ofPool:
+			advice = ", which this guard gives to names of its own choice"
 		}
-		log.Warningf("Stripped %v from the answer for %s: %s. If that name is yours and may have it, the directive needs the line: %s",
-			s.first, name, s.why.Why, advice)
+		log.Warningf("Stripped %v from the answer for %s: %s%s", s.first, name, s.why.Why, advice)
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -119,6 +120,7 @@ type rig struct {
 	units    *unitList
 	policy   *policy
 	kernel   *fake.Backend
+	book     string // path of the default one
 }
 
 // examples lets every name have the addresses that tests and documentation use.
@@ -129,7 +131,7 @@ var examples = rule{mustNames("**"), []netip.Prefix{
 // newRig arms a guard with what the directive says.
 func newRig(t *testing.T, directive string) *rig {
 	t.Helper()
-	r := &rig{T: t, programs: programList{}}
+	r := &rig{T: t, programs: programList{}, book: filepath.Join(t.TempDir(), "mappings.db")}
 	r.guard = newGuard(func(inForce *backend.InForce, events backend.Observer) backend.Backend {
 		r.kernel = fake.New(inForce, events, r.clock.now)
 		return r.kernel
@@ -142,19 +144,39 @@ func newRig(t *testing.T, directive string) *rig {
 		},
 	}, r.clock.now)
 	r.arm(directive)
+	t.Cleanup(func() {
+		if r.policy.routed != nil {
+			r.guard.close()
+		}
+	})
 	return r
 }
 
 func (r *rig) arm(directive string) {
 	r.Helper()
 	s, p, err := parse(caddy.NewTestController("dns", directive))
-	if err == nil {
-		p.class, err = r.guard.class(p.predicates)
-		if p.class != 0 {
-			s.found.classes = map[backend.Class]backend.Predicates{p.class: p.predicates}
+	if err != nil {
+		r.Fatal(err)
+	}
+	s.found.classes, s.found.policies = map[backend.Class]backend.Predicates{}, []*policy{p}
+	classOf := func(predicates backend.Predicates) backend.Class {
+		class, err := r.guard.class(predicates)
+		if err != nil {
+			r.Fatal(err)
+		}
+		if class != 0 {
+			s.found.classes[class] = predicates
+		}
+		return class
+	}
+	p.class = classOf(p.predicates)
+	for _, of := range p.routes {
+		of.class = classOf(of.predicates)
+		if of.state == "" {
+			of.state = r.book
 		}
 	}
-	if err == nil {
+	if err = r.guard.prepareRoutes(s); err == nil {
 		err = r.guard.arm(s)
 	}
 	if err != nil {

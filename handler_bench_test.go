@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/plugin"
 	"github.com/miekg/dns"
 
@@ -28,6 +29,43 @@ func (f benchFirewall) Grant(_ context.Context, grants []backend.Grant, _ time.D
 	}
 	return nil
 }
+
+// Map and the rest make it translate at once.
+func (f benchFirewall) Map(context.Context, []backend.Mapping, time.Duration) error { return nil }
+func (f benchFirewall) Unmap(context.Context, []netip.Addr) error                   { return nil }
+func (f benchFirewall) Epoch() uint64                                               { return 1 }
+func (f benchFirewall) Connections(context.Context, func(mapped, real netip.Addr) bool) error {
+	return nil
+}
+
+var _ backend.Router = benchFirewall{}
+
+// benchRouted is an armed guard whose block has a route, and the block's policy.
+func benchRouted(tb testing.TB, now func() time.Time, pattern string) (*guard, *policy) {
+	g := newGuard(func(t *backend.InForce, _ backend.Observer) backend.Backend { return benchFirewall{inForce: t} }, alone, now)
+	s, p, err := parse(caddy.NewTestController("dns", "ipdestinationguard {\nmode nft-both\nroute "+pattern+" {\nstate "+tb.TempDir()+"/mappings.db\n}\n}"))
+	if err == nil {
+		s.found.policies = []*policy{p}
+		err = g.prepareRoutes(s)
+	}
+	if err == nil {
+		err = g.arm(s)
+	}
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		g.backend = benchFirewall{inForce: g.inForce}
+		_ = g.close()
+	})
+	return g, p
+}
+
+// List implements backend.Backend.
+func (f benchFirewall) List() ([]backend.Grant, error) { return nil, nil }
+
+// Close implements backend.Backend.
+func (f benchFirewall) Close(backend.Leave) error { return nil }
 
 // benchWriter swallows answers.
 type benchWriter struct{ dns.ResponseWriter }
@@ -111,6 +149,30 @@ func BenchmarkServeDNS(b *testing.B) {
 						_, _ = way.serve()
 					}
 				})
+			})
+		}
+	}
+}
+
+// BenchmarkRouted is the same for names that have a route, and for others in a block that
+// has one.
+func BenchmarkRouted(b *testing.B) {
+	for _, bm := range benchAnswers {
+		for way, pattern := range map[string]string{"routed": "**.example.org", "beside a route": "**.example.com"} {
+			question, answer := benchMessages(b, bm.records...)
+			next := plugin.HandlerFunc(func(_ context.Context, w dns.ResponseWriter, _ *dns.Msg) (int, error) {
+				return dns.RcodeSuccess, w.WriteMsg(answer)
+			})
+			g, p := benchRouted(b, time.Now, pattern)
+			h := &Handler{Next: next, guard: g, policy: p}
+			ctx := context.Background()
+			b.Run(bm.name+"/"+way, func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					if rcode, err := h.ServeDNS(ctx, benchWriter{}, question); rcode != dns.RcodeSuccess || err != nil {
+						b.Fatal(rcode, err)
+					}
+				}
 			})
 		}
 	}

@@ -44,10 +44,42 @@ func TestHotAnswerAllocatesNothing(t *testing.T) {
 	}
 }
 
+// lastWriter is benchWriter, and keeps the last answer, for this machine's own question.
+type lastWriter struct {
+	benchWriter
+	last **dns.Msg
+}
+
+func (w lastWriter) WriteMsg(m *dns.Msg) error { *w.last = m; return nil }
+
 // A thread that may make no other system calls than the runtime's own, and is
 // told so by the kernel, gives hot answers.
 func TestHotAnswerMakesNoSystemCall(t *testing.T) {
-	serve := hotAnswer(t, benchAnswers[1].records...)
+	withoutSystemCalls(t, hotAnswer(t, benchAnswers[1].records...))
+}
+
+// Nor does an answer with mapped addresses.
+func TestHotRoutedAnswerMakesNoSystemCall(t *testing.T) {
+	now := time.Now()
+	g, p := benchRouted(t, func() time.Time { return now }, "**.example.org")
+	question, answer := benchMessages(t, benchAnswers[1].records...)
+	var got *dns.Msg
+	h := &Handler{guard: g, policy: p, Next: plugin.HandlerFunc(func(_ context.Context, w dns.ResponseWriter, _ *dns.Msg) (int, error) {
+		return dns.RcodeSuccess, w.WriteMsg(answer)
+	})}
+	serve := func() {
+		if rcode, err := h.ServeDNS(context.Background(), lastWriter{last: &got}, question); rcode != dns.RcodeSuccess || err != nil {
+			panic(err)
+		}
+	}
+	serve()
+	if n := len(got.Answer); n != 4 || got.Answer[0].(*dns.A).A.String() != "100.96.0.1" {
+		t.Fatalf("got\n%v", got)
+	}
+	withoutSystemCalls(t, serve)
+}
+
+func withoutSystemCalls(t *testing.T, serve func()) {
 	failed := make(chan any)
 	go func() {
 		defer func() { failed <- recover() }()

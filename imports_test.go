@@ -17,7 +17,7 @@ const module = "github.com/destination-guard/coredns-ip-destination-guard"
 // Folders of the plugin, and what of the plugin each may import. Nothing else of
 // it may be imported there, and only the root knows CoreDNS and Prometheus.
 var mayImport = map[string][]string{
-	".":                   {"backend", "expiry", "identity", "names", "reach"}, // and a concrete backend, in setup.go
+	".":                   {"backend", "expiry", "identity", "names", "reach", "route"}, // and a concrete backend, in setup.go
 	"expiry":              nil,
 	"backend":             {"expiry"},
 	"backend/fake":        {"backend", "expiry"},

@@ -5,8 +5,10 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/identity"
 )
 
 // host is how the guard finds out about the machine.
@@ -14,6 +16,11 @@ type host struct {
 	watch  func() (surroundings, error)
 	askers func() (askers, error)
 	units  func(paths []string) (units, error)
+
+	// addresses are the machine's own, with their networks; leads reports whether there
+	// is a way to an address. Nil is no addresses, and a way to all.
+	addresses func() []netip.Prefix
+	leads     func(to netip.Addr, by identity.Way, now time.Time) bool
 }
 
 // surroundings are what the kernel knows of this machine's addresses and of its
@@ -49,6 +56,7 @@ type machine struct {
 	onLink []netip.Prefix
 	units  []backend.Cgroup
 	before []backend.Holder // who may have local grants from before a reload
+	routes []backend.Route  // of before, which names may still have
 }
 
 // classes are the named ones, with their units as they are now.
@@ -93,7 +101,7 @@ func (g *guard) arm(s *settings) (err error) {
 		}
 	}
 	unused := g.units
-	if err = g.enforce(s, units); err == nil {
+	if err = g.change(s, units); err == nil {
 		g.units, g.unitPaths = units, paths
 	} else {
 		unused = units
@@ -104,15 +112,37 @@ func (g *guard) arm(s *settings) (err error) {
 	if err != nil {
 		return err
 	}
+	g.closeBooks(s.found.routes)
 	if g.settings.Swap(s) == &defaultSettings {
 		close(g.up)
 	}
 	return nil
 }
 
+// change has the kernel enforce new settings, and names go by the routes in them. Routes of
+// before go on until then.
+func (g *guard) change(s *settings, units units) error {
+	g.before = g.rules.Routes
+	err := g.enforce(s, units)
+	g.before = nil
+	if err != nil {
+		return err
+	}
+	if err := g.takeOver(s); err != nil {
+		if g.armed() {
+			_ = g.enforce(g.settings.Load(), g.units) // as it was
+		}
+		return err
+	}
+	if len(g.rules.Routes) == len(s.found.kernelRoutes()) {
+		return nil
+	}
+	return g.enforce(s, units)
+}
+
 // enforce has the kernel enforce what the settings mean on the machine as it is now.
 func (g *guard) enforce(s *settings, units units) error {
-	m := machine{before: g.rules.LocalHolders}
+	m := machine{before: g.rules.LocalHolders, routes: g.before}
 	if s.gateway() { // also with scope any, where clients' grants from before go on
 		m.onLink = g.around.OnLink()
 	}
@@ -136,6 +166,7 @@ func (g *guard) follow(changed <-chan struct{}) {
 	for range changed {
 		g.arming.Lock()
 		if g.armed() && !g.closed.Load() {
+			g.warnOverlap(g.settings.Load())
 			if err := g.enforce(g.settings.Load(), g.units); err != nil && err != backend.ErrClosed {
 				g.failures.Do(func() {
 					log.Errorf("The rules cannot follow a change of the machine's networks or units: %v", err)

@@ -4,6 +4,8 @@ import (
 	"github.com/coredns/coredns/plugin"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/route"
 )
 
 // The variables of the process. None has a label with a client or a name.
@@ -33,6 +35,18 @@ var (
 	grantsExpired = grantChanges.WithLabelValues("expired")
 	grantsEvicted = grantChanges.WithLabelValues("evicted")
 
+	answersRewritten = promauto.NewCounter(prometheus.CounterOpts(opts("rewritten_total",
+		"Answers for names with a route, given with mapped addresses.")))
+	mappingsRefused = counters("mappings_refused_total",
+		"Answers for names with a route that failed: no address is free, the disk or the kernel is late, or has failed.", "reason")
+	mappingsRefusedFull   = mappingsRefused.WithLabelValues("full")
+	mappingsRefusedLate   = mappingsRefused.WithLabelValues("late")
+	mappingsRefusedFailed = mappingsRefused.WithLabelValues("failed")
+	mappingsFreed         = promauto.NewCounter(prometheus.CounterOpts(opts("mappings_freed_total",
+		"Mapped addresses that their names had not used for long, and that others may have.")))
+	connectionsCut = promauto.NewCounter(prometheus.CounterOpts(opts("connections_cut_total",
+		"Connections ended because their address has left the name (on_change cut).")))
+
 	transactionSize = histogram("transaction_grants",
 		"Grants changed in one transaction; their count is that of transactions.", prometheus.ExponentialBuckets(1, 4, 7))
 	transactionSeconds = histogram("transaction_duration_seconds",
@@ -47,6 +61,36 @@ var (
 	enforcing = promauto.NewGauge(prometheus.GaugeOpts(opts("enforcing",
 		"1 while the rules and all grants are in force, else 0.")))
 )
+
+// What the books hold is counted when somebody asks for it.
+func init() {
+	for family, of := range map[string]func(ipv4, ipv6 route.Count) route.Count{
+		"ipv4": func(c, _ route.Count) route.Count { return c },
+		"ipv6": func(_, c route.Count) route.Count { return c },
+	} {
+		sum := func(which func(route.Count) int) func() float64 {
+			return func() (n float64) {
+				g := running()
+				if g == nil {
+					return 0
+				}
+				for _, b := range g.books.list() {
+					n += float64(which(of(b.Len())))
+				}
+				return n
+			}
+		}
+		labelled := func(metric, help string) prometheus.GaugeOpts {
+			o := prometheus.GaugeOpts(opts(metric, help))
+			o.ConstLabels = prometheus.Labels{"family": family}
+			return o
+		}
+		promauto.NewGaugeFunc(labelled("mappings", "Mapped addresses that names have."),
+			sum(func(c route.Count) int { return c.Mapped }))
+		promauto.NewGaugeFunc(labelled("mappings_free", "Mapped addresses that new names may have, of the pools in use."),
+			sum(func(c route.Count) int { return c.Free }))
+	}
+}
 
 func opts(metric, help string) prometheus.Opts {
 	return prometheus.Opts{Namespace: plugin.Namespace, Subsystem: name, Name: metric, Help: help}

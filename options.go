@@ -51,8 +51,9 @@ var options = map[string]option{
 	"max_grants":           limit("max_grants", 1<<24, func(l *limits) *int { return &l.grants }),
 	"max_grants_client":    limit("max_grants_client", 1<<24, func(l *limits) *int { return &l.client }),
 	"max_grants_name":      limit("max_grants_name", 1<<24, func(l *limits) *int { return &l.name }),
+	"max_mappings":         limit("max_mappings", 1<<24, func(l *limits) *int { return &l.mappings }),
 	"max_addresses_answer": limit("max_addresses_answer", maxTargets, func(l *limits) *int { return &l.answer }),
-	"ports":                {repeatable: true, perBlock: true, read: (*parser).addPorts},
+	"ports":                {repeatable: true, perBlock: true, read: func(p *parser, args []string) error { return p.addPorts(&p.policy.predicates.Ports, args) }},
 	"users":                {repeatable: true, perBlock: true, read: (*parser).addUsers},
 	"units":                {repeatable: true, perBlock: true, read: (*parser).addUnits},
 	"dns_ports": {read: func(p *parser, args []string) error {
@@ -69,7 +70,10 @@ var options = map[string]option{
 		p.lease.Margin, err = p.duration("margin", text)
 		return err
 	}},
-	"ttl": {read: (*parser).setTTL},
+	"ttl": {read: func(p *parser, args []string) (err error) {
+		p.lease.Floor, p.lease.Ceiling, err = p.ttl(args)
+		return err
+	}},
 	"hold": {read: func(p *parser, args []string) (err error) {
 		text, err := p.only("hold", args)
 		if err != nil {
@@ -106,6 +110,7 @@ var options = map[string]option{
 		return err
 	}},
 	"private": {repeatable: true, perBlock: true, read: (*parser).addPrivate},
+	"route":   {repeatable: true, perBlock: true, read: (*parser).addRoute},
 	"canary": {perBlock: true, read: func(p *parser, args []string) error {
 		canary, err := p.oneOf("canary", args, "on (programs are told to stay with this resolver) or off", "on", "off")
 		p.policy.canary = canary == "on"

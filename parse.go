@@ -27,6 +27,9 @@ func parse(c *caddy.Controller) (*settings, *policy, error) {
 		if err := read.settleNames(); err != nil {
 			return nil, nil, err
 		}
+		if err := read.settleRoutes(); err != nil {
+			return nil, nil, err
+		}
 	}
 	switch {
 	case read == nil:
@@ -188,6 +191,9 @@ func (p *parser) settleLimits() error {
 			return p.errAt(limit.option, "%s %d is more than %s %d leaves room for: lower the one or raise the other", limit.option, *limit.value, of, room)
 		}
 		room, of = *limit.value, limit.option
+	}
+	if l.mappings == 0 {
+		l.mappings = defaultLimits.mappings
 	}
 	return nil
 }

@@ -113,7 +113,7 @@ func unitPath(unit string) string {
 }
 
 // addPorts reads PROTO/PORT and PROTO/PORT-PORT.
-func (p *parser) addPorts(args []string) error {
+func (p *parser) addPorts(list *[]backend.Ports, args []string) error {
 	for _, arg := range args {
 		protocol, numbers, ok := strings.Cut(arg, "/")
 		number, known := backend.Protocols[protocol]
@@ -142,9 +142,9 @@ func (p *parser) addPorts(args []string) error {
 		case first > last:
 			return p.Errf("ports %q: the range ends before it begins", arg)
 		}
-		p.policy.predicates.Ports = append(p.policy.predicates.Ports, backend.Ports{Protocol: number, First: uint16(first), Last: uint16(last)})
+		*list = append(*list, backend.Ports{Protocol: number, First: uint16(first), Last: uint16(last)})
 	}
-	p.policy.predicates.Ports = backend.JoinPorts(p.policy.predicates.Ports)
+	*list = backend.JoinPorts(*list)
 	return nil
 }
 

@@ -28,23 +28,24 @@ func (p *parser) duration(option, text string) (time.Duration, error) {
 	return d, nil
 }
 
-func (p *parser) setTTL(args []string) (err error) {
+// ttl reads the least and the most of a TTL.
+func (p *parser) ttl(args []string) (floor, ceiling time.Duration, err error) {
 	if len(args) != 2 {
-		return p.Errf("ttl takes two values, FLOOR and CEILING, not %q", strings.Join(args, " "))
+		return 0, 0, p.Errf("ttl takes two values, FLOOR and CEILING, not %q", strings.Join(args, " "))
 	}
-	if p.lease.Floor, err = p.duration("ttl", args[0]); err != nil {
-		return err
+	if floor, err = p.duration("ttl", args[0]); err != nil {
+		return 0, 0, err
 	}
-	if p.lease.Ceiling, err = p.duration("ttl", args[1]); err != nil {
-		return err
+	if ceiling, err = p.duration("ttl", args[1]); err != nil {
+		return 0, 0, err
 	}
 	switch {
-	case p.lease.Floor > p.lease.Ceiling:
-		return p.Errf("ttl %s %s: the floor is above the ceiling", args[0], args[1])
-	case p.lease.Ceiling < time.Second:
-		return p.Errf("ttl %s %s: the ceiling is under a second", args[0], args[1])
+	case floor > ceiling:
+		return 0, 0, p.Errf("ttl %s %s: the floor is above the ceiling", args[0], args[1])
+	case ceiling < time.Second:
+		return 0, 0, p.Errf("ttl %s %s: the ceiling is under a second", args[0], args[1])
 	}
-	return nil
+	return floor, ceiling, nil
 }
 
 // addPrefixes reads addresses and networks.
@@ -114,21 +115,27 @@ func (p *parser) addUpstreams(texts []string) error {
 	return nil
 }
 
-// addInterfaces takes what the kernel takes as a name (dev_valid_name), and no
-// wildcards.
 func (p *parser) addInterfaces(names []string) error {
 	for _, n := range names {
-		switch {
-		case len(n) > 15:
-			return p.Errf("interface name %q has %d bytes: the kernel has room for 15", n, len(n))
-		case n == "" || n == "." || n == ".." || strings.ContainsAny(n, "/: \t\n"):
-			return p.Errf("%q cannot be the name of an interface", n)
-		case strings.ContainsAny(n, `*"`):
-			return p.Errf("interface name %q: there are no wildcards, name every interface", n)
-		case slices.Contains(p.interfaces, n):
-			continue // the kernel wants each once
+		if err := p.interfaceName(n); err != nil {
+			return err
 		}
-		p.interfaces = append(p.interfaces, n)
+		if !slices.Contains(p.interfaces, n) { // the kernel wants each once
+			p.interfaces = append(p.interfaces, n)
+		}
+	}
+	return nil
+}
+
+// interfaceName takes what the kernel takes as a name (dev_valid_name), and no wildcards.
+func (p *parser) interfaceName(n string) error {
+	switch {
+	case len(n) > 15:
+		return p.Errf("interface name %q has %d bytes: the kernel has room for 15", n, len(n))
+	case n == "" || n == "." || n == ".." || strings.ContainsAny(n, "/: \t\n"):
+		return p.Errf("%q cannot be the name of an interface", n)
+	case strings.ContainsAny(n, `*"`):
+		return p.Errf("interface name %q: there are no wildcards, name every interface", n)
 	}
 	return nil
 }

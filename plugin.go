@@ -36,6 +36,9 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 			return m.Rcode, w.WriteMsg(m)
 		}
 	}
+	if m := h.reverse(ctx, w, r); m != nil {
+		return m.Rcode, w.WriteMsg(m)
+	}
 	if !guarded(ctx, r) {
 		return plugin.NextOrFailure(name, h.Next, ctx, w, r)
 	}

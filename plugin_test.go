@@ -21,12 +21,13 @@ import (
 type client struct {
 	*dnstest.Recorder
 	*rig
+	by       *policy // of the server block that is asked
 	messages int
 	granted  []string
 }
 
 func (r *rig) client() *client {
-	return &client{Recorder: dnstest.NewRecorder(&test.ResponseWriter{}), rig: r}
+	return &client{Recorder: dnstest.NewRecorder(&test.ResponseWriter{}), rig: r, by: r.policy}
 }
 
 func (c *client) WriteMsg(m *dns.Msg) error {
@@ -41,7 +42,7 @@ func (c *client) WriteMsg(m *dns.Msg) error {
 
 // serve lets the plugin serve a request, before next in the chain.
 func (c *client) serve(request *dns.Msg, next test.HandlerFunc) (rcode int, err error) {
-	h := &Handler{Next: next, guard: c.guard, policy: c.policy}
+	h := &Handler{Next: next, guard: c.guard, policy: c.by}
 	return h.ServeDNS(c.Context(), c, request)
 }
 

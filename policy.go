@@ -20,6 +20,8 @@ type policy struct {
 	refuseOthers  bool     // or else the answers for others pass, and open nothing
 	private       []rule
 	canary        bool // browsers are told to stay with this resolver
+	routes        []*namedRoute
+	routed        *names.Ranking // by which of them
 
 	predicates backend.Predicates // of the packets that the answers are for
 	class      backend.Class      // the number that they have
@@ -111,6 +113,9 @@ var unreachable = &reach.Block{Kind: reach.Special, Why: "the client is known on
 // surplus are addresses behind the first so many of an answer.
 var surplus = &reach.Block{Kind: reach.Special, Why: "one more than max_addresses_answer"}
 
+// ofPool are addresses that stand for others, and that only this guard gives out.
+var ofPool = &reach.Block{Kind: reach.Special, Why: "an address of a route's pool"}
+
 // A filter finds the addresses that may not stand in an answer.
 type filter struct {
 	*policy
@@ -153,6 +158,9 @@ func (f *filter) withheld(addr netip.Addr) *reach.Block {
 	}
 	var buf [4]netip.Addr
 	for _, part := range reach.Parts(addr, buf[:0]) {
+		if len(f.found.pools) > 0 && contains(f.found.pools, part) {
+			return ofPool
+		}
 		b := reach.Of(part)
 		if b.Kind <= reach.Special && f.own != nil && f.own(part) {
 			b = ownAddress

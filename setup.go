@@ -51,6 +51,9 @@ var thisHost = host{
 	},
 	askers: func() (askers, error) { return identity.NewAskers() },
 	units:  func(paths []string) (units, error) { return identity.FollowUnits(paths) },
+
+	addresses: ownAddresses,
+	leads:     new(identity.Ways).Lead,
 }
 
 // self is this process as it was first asked for: at a reload, the program that brings it
@@ -89,6 +92,7 @@ type generation struct {
 	classes  map[backend.Class]backend.Predicates
 	programs string              // the place of the first block with users or units
 	blocks   []*dnsserver.Config // that have the directive
+	policies []*policy           // of these
 }
 
 type generationKey struct{}
@@ -132,6 +136,15 @@ func (gen *generation) add(s *settings, p *policy) (err error) {
 	if p.predicates.Local() && gen.programs == "" {
 		gen.programs = p.place
 	}
+	gen.policies = append(gen.policies, p)
+	for _, r := range p.routes {
+		if r.class, err = engine().class(r.predicates); err != nil {
+			return fmt.Errorf("%s: %w", r.place, err)
+		}
+		if r.class != 0 {
+			gen.classes[r.class] = r.predicates
+		}
+	}
 	switch {
 	case s == nil:
 		if gen.joined == "" {
@@ -150,8 +163,9 @@ func (gen *generation) add(s *settings, p *policy) (err error) {
 // check runs when every server block has been read and before anything has been
 // touched. The rules are put in force only when all plugins and all servers have
 // started (see started): so a start that fails, because a port is taken, say,
-// neither locks anybody out nor changes what the previous Corefile has set up.
-func (gen *generation) check() error {
+// neither locks anybody out nor changes what the previous Corefile has set up. Books of
+// mapped addresses are opened, and stay closed to others.
+func (gen *generation) check() (err error) {
 	s := gen.settings
 	if s == nil {
 		return plugin.Error(name, fmt.Errorf("%s joins a guard, but no server block sets one up: say in one of them which of nft-local, nft-gateway and nft-both it is", gen.joined))
@@ -166,7 +180,15 @@ func (gen *generation) check() error {
 	if g.armed() && g.settings.Load().table != s.table {
 		return plugin.Error(name, fmt.Errorf("%s: the table cannot be renamed from %q to %q by a reload: restart CoreDNS", s.place, g.settings.Load().table, s.table))
 	}
-	err := g.backend.Check(s.rules(&machine{}))
+	defer func() {
+		if err != nil {
+			g.closeBooks(g.settings.Load().found.routes)
+		}
+	}()
+	if err := g.prepareRoutes(s); err != nil {
+		return plugin.Error(name, err)
+	}
+	err = g.backend.Check(s.rules(&machine{}))
 	if self := &s.found.self; err != nil && self.Cgroup.ID != 0 {
 		cgroup := self.Cgroup
 		if self.Cgroup = (backend.Cgroup{}); g.backend.Check(s.rules(&machine{})) == nil {
@@ -188,7 +210,7 @@ func (gen *generation) check() error {
 // find fills in what the directive itself does not say.
 func (gen *generation) find() (err error) {
 	s := gen.settings
-	s.found.classes = gen.classes
+	s.found.classes, s.found.policies = gen.classes, gen.policies
 	if s.local() {
 		to := destinations(gen.corefile())
 		s.found.upstream = s.upstream(to)

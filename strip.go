@@ -83,6 +83,8 @@ func stripReason(b *reach.Block) string {
 		return "ip_version"
 	case b == surplus:
 		return "too_many"
+	case b == ofPool:
+		return "mapped"
 	case b.Kind == reach.Metadata:
 		return "metadata"
 	case b.Kind == reach.Loopback:

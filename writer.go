@@ -9,6 +9,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/route"
 )
 
 // query is one question on its way through the chain: its context, which tells
@@ -75,6 +76,12 @@ func (q *query) permitted(m *dns.Msg) (*dns.Msg, error) {
 		return nil, err
 	}
 	m = q.strip(m, scope)
+	if q.handler.policy.routed != nil {
+		var done bool
+		if m, done, err = q.routed(m, scope); done || err != nil {
+			return m, err
+		}
+	}
 	if scope.Holder == nobody.Holder {
 		return m, nil
 	}
@@ -124,7 +131,7 @@ func refusal(request *dns.Msg, question dns.Question, reason error) *dns.Msg {
 	m.Question = []dns.Question{question}
 	m.RecursionAvailable = true
 	code := dns.ExtendedErrorCodeOther
-	if errors.Is(reason, backend.ErrLate) {
+	if errors.Is(reason, backend.ErrLate) || errors.Is(reason, route.ErrLate) || errors.Is(reason, errStrange) {
 		code = dns.ExtendedErrorCodeNotReady
 	}
 	explain(m, request, code, reason.Error())

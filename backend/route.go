@@ -3,7 +3,10 @@ package backend
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -28,12 +31,75 @@ type Route struct {
 	Mark uint32 // of its packets, for policy routing; 0 is none
 }
 
+// String spells the route for people.
+func (r *Route) String() string {
+	parts := []string{r.Name}
+	for _, p := range r.Pools {
+		parts = append(parts, p.String())
+	}
+	switch {
+	case len(r.Egress) > 0:
+		for _, a := range r.Egress {
+			parts = append(parts, "egress "+a.String())
+		}
+	case !r.Transparent:
+		parts = append(parts, "masquerade")
+	}
+	if r.Out != "" {
+		parts = append(parts, "out "+r.Out)
+	}
+	if r.Mark != 0 {
+		parts = append(parts, fmt.Sprint("fwmark ", r.Mark))
+	}
+	return strings.Join(parts, ", ")
+}
+
 // A Mapping says what real address stands behind a mapped one. Both are of the same IP
 // version.
 type Mapping struct {
 	Route  string // name
 	Mapped netip.Addr
 	Real   netip.Addr
+}
+
+// Mappable returns ErrRoute, in words, if the rules cannot have the mapping: its route is
+// not there, the mapped address is of none of the route's pools, the real one is of any
+// pool, or they are of two versions of IP.
+func (r *Rules) Mappable(m Mapping) error {
+	route := r.Route(m.Route)
+	switch {
+	case route == nil:
+		return fmt.Errorf("%w: %q", ErrRoute, m.Route)
+	case !route.Has(m.Mapped):
+		return fmt.Errorf("%w: %v is of none of the pools of %q", ErrRoute, m.Mapped, m.Route)
+	case m.Mapped.Is4() != m.Real.Is4() || m.Real.Zone() != "" || r.Pooled(m.Real):
+		return fmt.Errorf("%w: nothing can be translated from %v to %v", ErrRoute, m.Mapped, m.Real)
+	}
+	return nil
+}
+
+// Route returns the route of that name, or nil.
+func (r *Rules) Route(name string) *Route {
+	for i := range r.Routes {
+		if r.Routes[i].Name == name {
+			return &r.Routes[i]
+		}
+	}
+	return nil
+}
+
+// Pooled reports whether an address is of a pool.
+func (r *Rules) Pooled(a netip.Addr) bool {
+	return slices.ContainsFunc(r.Routes, func(route Route) bool { return route.Has(a) })
+}
+
+// Bound reports whether traffic must not leave but as the route says, whatever becomes of
+// the route.
+func (r *Route) Bound() bool { return r.Out != "" || r.Mark != 0 }
+
+// Has reports whether an address is of the route's pools.
+func (r *Route) Has(a netip.Addr) bool {
+	return slices.ContainsFunc(r.Pools, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // Router is a backend that translates addresses: see [Rules].Routes.
@@ -45,7 +111,8 @@ type Router interface {
 	Map(ctx context.Context, mappings []Mapping, within time.Duration) error
 
 	// Unmap ends mappings: when it has returned, new connections to these addresses are
-	// refused. Those that live go on until [Router.Connections] ends them.
+	// refused. Those that live go on until [Router.Connections] ends them; where the route
+	// has a way out or a mark, their packets wait until then, or for another mapping.
 	Unmap(ctx context.Context, mapped []netip.Addr) error
 
 	// Connections visits the connections whose destination has been translated, and ends

@@ -1,8 +1,10 @@
 package names
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,6 +18,46 @@ type pattern struct {
 	labels []label
 	rest   []byte // what is left of it without them, see shape
 	least  int    // bytes that a matching name has at least, as a wire
+}
+
+// shape appends the name of the pattern's shape: patterns of one shape with the same rest
+// are the same.
+func (p *pattern) shape(name []byte) []byte {
+	for _, l := range p.labels { // to be read backwards: no length is as great as a letter
+		kind := byte('l')
+		switch {
+		case l.any:
+			kind = 'a'
+		case l.mask != 0:
+			kind = l.size
+			name = binary.LittleEndian.AppendUint64(name, l.mask)
+		}
+		name = append(name, kind)
+	}
+	if p.deep {
+		name = append(name, 'd')
+	}
+	return name
+}
+
+// rank says how specific the pattern is: of two that a name matches, the one whose rank is
+// the greater string. Where one has ended, the other can have ** only.
+func (p *pattern) rank() string {
+	var rank []byte
+	for _, l := range slices.Backward(p.labels) {
+		switch {
+		case l.any:
+			rank = append(rank, '2')
+		case l.mask != 0:
+			rank = append(rank, '3')
+		default:
+			rank = append(rank, '4')
+		}
+	}
+	if p.deep {
+		return string(append(rank, '0'))
+	}
+	return string(append(rank, '1'))
 }
 
 var (

@@ -1,7 +1,6 @@
 package names
 
 import (
-	"encoding/binary"
 	"fmt"
 	"math/bits"
 )
@@ -95,21 +94,7 @@ func (b *builder) add(text []byte) error {
 }
 
 func (b *builder) addShape() error {
-	b.name = b.name[:0] // to be read backwards: no length is as great as a letter
-	for _, l := range b.labels {
-		kind := byte('l')
-		switch {
-		case l.any:
-			kind = 'a'
-		case l.mask != 0:
-			kind = l.size
-			b.name = binary.LittleEndian.AppendUint64(b.name, l.mask)
-		}
-		b.name = append(b.name, kind)
-	}
-	if b.deep {
-		b.name = append(b.name, 'd')
-	}
+	b.name = b.shape(b.name[:0])
 	s := b.shapes[string(b.name)]
 	if s == nil {
 		if len(b.shapes) == maxShapes {

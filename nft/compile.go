@@ -66,6 +66,7 @@ func (rs ruleset) compile(p present, keep bool, flags uint32, first bool) (msgs 
 		}
 		return nil
 	})
+	correct(more)
 	return append(msgs, more...), err
 }
 
@@ -78,7 +79,7 @@ func addVersions(c *nftables.Conn, table *nftables.Table, set string, last time.
 }
 
 // clear removes all that is not wanted any more or is about to be made anew:
-// everything but the sets with timeouts, and other sets that can stay. Those are
+// everything but the sets whose elements last, and other sets that can stay. Those are
 // emptied, unless they hold what they should: the kernel (6.18) shows new rules a
 // moment before it shows the elements of a new set of ranges, and would refuse what is
 // allowed before and after; the elements of a set that is there it exchanges in one step.
@@ -92,8 +93,8 @@ func (rs ruleset) clear(c *nftables.Conn, table *nftables.Table, p present) {
 	}
 	for _, s := range rs.sets {
 		have := p.sets[s.name]
-		wanted[s.name] = s.timeout || s.standsAs(have)
-		if !s.timeout && wanted[s.name] && !p.holds(s) {
+		wanted[s.name] = s.lasts() || s.standsAs(have)
+		if !s.lasts() && wanted[s.name] && !p.holds(s) {
 			c.FlushSet(&nftables.Set{Name: s.name, Table: table})
 		}
 	}

@@ -73,6 +73,7 @@ var needs = map[string]string{
 	"fib":    "nft_fib_inet (CONFIG_NFT_FIB_INET)",
 	"redir":  "nft_redir (CONFIG_NFT_REDIR)",
 	"nat":    "nft_chain_nat (CONFIG_NFT_NAT)",
+	"masq":   "nft_masq (CONFIG_NFT_MASQ)",
 }
 
 // explainAbout is explain for the refusal of one message of the rules, if it is known

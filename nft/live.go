@@ -26,8 +26,8 @@ const (
 	goesOn    = "live connections of the holder go on"
 	notOthers = "somebody else's live connection"
 
-	chainLive = "live-output"
-	chainUsed = "used-output"
+	chainLive = "live-"
+	chainUsed = "used-"
 )
 
 // canBeTakenOver is the condition that a packet's connection is any program's that has
@@ -76,16 +76,20 @@ func (o *opening) openedBy(s *grantSet) []string {
 	return []string{s.name}
 }
 
+// always are the rules for packets that pass whoever sends them.
+func (o *opening) always() []rule {
+	return slices.Concat([]rule{loopback(goBack)}, dhcpClient(goBack), allowed("allowed-local", goBack))
+}
+
 // liveChains are the one that enters packets which pass, and the one that looks at those
 // of live connections. It goes back to where they are accepted.
-func (o *opening) liveChains() []chain {
+func (o *opening) liveChains(always []rule) []chain {
 	if !o.apart() {
 		return nil
 	}
 	back := func(selector) ([]match, verdict) { return nil, goBack }
-	used := chain{name: chainUsed}
-	live := chain{name: chainLive, rules: slices.Concat(
-		[]rule{loopback(goBack)}, dhcpClient(goBack), allowed("allowed-local", goBack), []rule{{goesOn, nil, jump(chainUsed)}})}
+	used := chain{name: chainUsed + o.chain}
+	live := chain{name: chainLive + o.chain, rules: append(slices.Clip(always), rule{goesOn, nil, jump(used.name)})}
 	for _, s := range o.sets {
 		enter := func(key selector) ([]match, verdict) {
 			return []match{refresh(s.named(setLive), key, liveFor)}, goBack
@@ -120,7 +124,7 @@ func (o *opening) known() []rule {
 	if !o.apart() {
 		return nil
 	}
-	return []rule{{goesOn, []match{ctState("established"), ctOriginal, canBeTakenOver}, jump(chainLive)}}
+	return []rule{{goesOn, []match{ctState("established"), ctOriginal, canBeTakenOver}, jump(chainLive + o.chain)}}
 }
 
 // begins enters packets of new connections.
@@ -134,7 +138,7 @@ func (o *opening) begins() []rule {
 		enter.ip = destination(ipv4).ip
 		rules = append(rules, rule{"none from before a change", []match{selector{ipProtocol}.in(setSettling), canBeTakenOver, enter}, verdict{}})
 	}
-	return append(rules, rule{goesOn, []match{canBeTakenOver}, jump(chainUsed)})
+	return append(rules, rule{goesOn, []match{canBeTakenOver}, jump(chainUsed + o.chain)})
 }
 
 // unsettled reports whether live connections have to become known: nobody remembers

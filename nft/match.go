@@ -193,17 +193,4 @@ func ip6Destination(addr string) match {
 	return destination6.is(netip.MustParseAddr(addr).AsSlice())
 }
 
-func ip6DestinationPrefix(prefix string) match {
-	p := netip.MustParsePrefix(prefix)
-	m := match{text: "ip6 daddr " + prefix, ip: isIPv6}
-	if whole := p.Bits() / 8; p.Bits()%8 == 0 { // nft loads just the bytes that count
-		m.exprs = []expr.Any{payload(expr.PayloadBaseNetworkHeader, 24, uint32(whole))(register), is(p.Addr().AsSlice()[:whole]...)}
-		return m
-	}
-	bits := make([]byte, 16)
-	for i := range p.Bits() {
-		bits[i/8] |= 0x80 >> (i % 8)
-	}
-	m.exprs = []expr.Any{destination6.load(register), mask(bits...), is(p.Addr().AsSlice()...)}
-	return m
-}
+func ip6DestinationPrefix(prefix string) match { return destinationIn(netip.MustParsePrefix(prefix)) }

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"net/netip"
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
@@ -22,6 +24,7 @@ import (
 type Backend struct {
 	inForce *backend.InForce
 	events  backend.Observer
+	epoch   atomic.Uint64 // see Epoch
 
 	turn   sync.Mutex
 	writer writer // with the turn only
@@ -32,7 +35,7 @@ type Backend struct {
 	mu      sync.Mutex
 	pending []*request // for the next transaction
 	taken   []*request // by whoever has the turn
-	waiting int        // grants in pending
+	waiting int        // grants and mappings in pending
 	clock   *time.Timer
 	ticking bool // the clock is set
 	closed  bool
@@ -40,13 +43,21 @@ type Backend struct {
 
 var _ backend.Backend = (*Backend)(nil)
 
-// A request is the grants of one answer, waiting for the kernel.
+// A request is the grants of one answer, or its mappings, waiting for the kernel.
 type request struct {
-	grants []backend.Grant
+	grants   []backend.Grant
+	mappings []backend.Mapping
+	unmap    []netip.Addr
+
 	again  []expiry.Ended[backend.Key] // grants to be restored, instead
-	late   time.Time                   // nobody waits any longer
-	done   chan error                  // holds one; nil where nobody waits
+	lost   []ip                        // mappings to be restored
+	unbind []ip                        // addresses that no connection is left of
+
+	late time.Time  // nobody waits any longer; never, where it is zero
+	done chan error // holds one; nil where nobody waits
 }
+
+func (r *request) size() int { return len(r.grants) + len(r.mappings) + len(r.unmap) + len(r.unbind) }
 
 // settle tells the result to whoever waits. Only the first one counts.
 func (r *request) settle(err error) {
@@ -56,7 +67,7 @@ func (r *request) settle(err error) {
 	}
 }
 
-// maxWaiting bounds the grants that wait: a kernel that answers nobody must not
+// maxWaiting bounds the grants and mappings that wait: a kernel that answers nobody must not
 // cost memory without end.
 const maxWaiting = 1 << 16
 
@@ -121,7 +132,11 @@ func (b *Backend) Open(r backend.Rules) error {
 
 // Grant implements [backend.Backend]. Concurrent calls share transactions.
 func (b *Backend) Grant(ctx context.Context, grants []backend.Grant, within time.Duration) error {
-	r := &request{grants: grants, late: time.Now().Add(within), done: make(chan error, 1)}
+	return b.ask(ctx, &request{grants: grants, late: time.Now().Add(within), done: make(chan error, 1)})
+}
+
+// ask has a request served, and returns what came of it.
+func (b *Backend) ask(ctx context.Context, r *request) error {
 	if err := b.enqueue(r); err != nil {
 		return err
 	}
@@ -164,11 +179,11 @@ func (b *Backend) enqueue(r *request) error {
 	switch {
 	case b.closed:
 		return backend.ErrClosed
-	case b.waiting > 0 && b.waiting+len(r.grants) > maxWaiting:
+	case b.waiting > 0 && b.waiting+r.size() > maxWaiting:
 		return backend.ErrBusy
 	}
 	b.pending = append(b.pending, r)
-	b.waiting += len(r.grants)
+	b.waiting += r.size()
 	if !b.ticking {
 		b.ticking = true
 		b.clock.Reset(lateInterval)
@@ -187,7 +202,7 @@ func (b *Backend) settleLate() {
 	now := time.Now()
 	for _, waiting := range [][]*request{b.pending, b.taken} {
 		for _, r := range waiting {
-			if now.After(r.late) {
+			if !r.late.IsZero() && now.After(r.late) {
 				r.settle(backend.ErrLate)
 			}
 		}
@@ -252,17 +267,17 @@ func (b *Backend) do(f func(*writer) error) error {
 	}
 }
 
-// take returns requests that together have about limit grants.
+// take returns requests that together have about limit grants and mappings.
 func (b *Backend) take(limit int) []*request {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	n, grants := 0, 0
-	for n < len(b.pending) && grants < limit {
-		grants += len(b.pending[n].grants)
+	n, size := 0, 0
+	for n < len(b.pending) && size < limit {
+		size += b.pending[n].size()
 		n++
 	}
 	b.taken = append(b.taken[:0], b.pending[:n]...)
 	b.pending = slices.Delete(b.pending, 0, n)
-	b.waiting -= grants
+	b.waiting -= size
 	return b.taken
 }

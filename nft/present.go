@@ -24,12 +24,12 @@ type present struct {
 // stands in the way of the wanted sets and chains.
 func (rs ruleset) adoptable(p present) bool {
 	for _, have := range p.sets {
-		if have.IsMap {
+		if have.IsMap && have.DataType.Name == nftables.TypeVerdict.Name {
 			return false // none of ours; its verdicts would hold on to chains
 		}
 	}
 	for _, s := range rs.sets {
-		if have := p.sets[s.name]; have != nil && s.timeout && !s.standsAs(have) {
+		if have := p.sets[s.name]; have != nil && s.lasts() && !s.standsAs(have) {
 			return false
 		}
 	}
@@ -79,8 +79,8 @@ func readTable(name string) (present, error) {
 	}
 	for _, s := range sets {
 		p.sets[s.Name] = s
-		if s.HasTimeout || s.Anonymous {
-			continue // they change by themselves, or never
+		if s.HasTimeout || s.Anonymous || s.IsMap || strings.HasPrefix(s.Name, setRoute) || strings.HasPrefix(s.Name, setBound) {
+			continue // they change by themselves, or never, or there may be very many
 		}
 		elements, err := c.GetSetElements(s)
 		if err != nil {
@@ -97,15 +97,19 @@ func readTable(name string) (present, error) {
 			continue
 		}
 		p.chains[ch.Name] = ch
-		rules, err := c.GetRules(table, ch)
-		if err != nil {
-			return p, err
-		}
-		for _, r := range rules {
-			p.rules[ch.Name] = append(p.rules[ch.Name], r.Handle)
+	}
+	s, err := openSocket()
+	if err != nil {
+		return p, err
+	}
+	defer s.close()
+	rules, err := s.rulesOf(name)
+	for chain, all := range rules {
+		for _, r := range all {
+			p.rules[chain] = append(p.rules[chain], r.handle)
 		}
 	}
-	return p, nil
+	return p, err
 }
 
 // hasGrants reports whether sets for grants stand there.
@@ -120,7 +124,7 @@ func (p present) hasGrants() bool {
 
 // holds reports whether a set without timeouts stands there with all that it is to hold.
 func (p present) holds(s set) bool {
-	return !s.timeout && s.standsAs(p.sets[s.name]) && slices.Equal(p.fixed[s.name], outline(s.elements()))
+	return !s.lasts() && s.standsAs(p.sets[s.name]) && slices.Equal(p.fixed[s.name], outline(s.elements()))
 }
 
 // same reports whether p and q have the same sets, chains and rules, and the

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
@@ -27,7 +26,11 @@ func (rs ruleset) print(w io.Writer, now contents) {
 		fmt.Fprintf(w, "\tflags %s\n\n", flagsText(now.flags))
 	}
 	for _, s := range rs.sets {
-		fmt.Fprintf(w, "\tset %s {\n\t\ttype %s\n", s.name, s.key.key().Name)
+		what, typ := "set", s.key.key().Name
+		if s.isMap() {
+			what, typ = "map", typ+" : "+s.data.Name
+		}
+		fmt.Fprintf(w, "\t%s %s {\n\t\ttype %s\n", what, s.name, typ)
 		if s.size > 0 {
 			fmt.Fprintf(w, "\t\tsize %d\n", s.size)
 		}
@@ -133,7 +136,7 @@ func (rs ruleset) read() (contents, error) {
 	}
 	now.flags = flagsOf(table)
 	for _, s := range rs.sets {
-		if !s.timeout {
+		if !s.lasts() {
 			continue
 		}
 		elements, err := c.GetSetElements(&nftables.Set{Table: table, Name: s.name})
@@ -142,24 +145,30 @@ func (rs ruleset) read() (contents, error) {
 		}
 		slices.SortFunc(elements, func(a, b nftables.SetElement) int { return s.key.compare(a.Key, b.Key) })
 		for _, e := range elements {
-			now.elements[s.name] = append(now.elements[s.name],
-				fmt.Sprintf("%s timeout %s expires %s", s.key.text(e.Key), duration(e.Timeout), duration(e.Expires)))
+			text := s.key.text(e.Key)
+			switch {
+			case s.isMap():
+				text += " : " + s.key.text(e.Val)
+			case e.Timeout > 0:
+				text += fmt.Sprintf(" timeout %s expires %s", duration(e.Timeout), duration(e.Expires))
+			}
+			now.elements[s.name] = append(now.elements[s.name], text)
 		}
 	}
-	for _, ch := range rs.chains {
-		rules, err := c.GetRules(table, &nftables.Chain{Table: table, Name: ch.name})
-		if err != nil {
-			return now, err
-		}
-		for _, r := range rules {
-			for _, e := range r.Exprs {
-				if e, ok := e.(*expr.Counter); ok {
-					now.counters[ch.name] = fmt.Sprintf("counter packets %d bytes %d", e.Packets, e.Bytes)
-				}
+	sock, err := openSocket()
+	if err != nil {
+		return now, err
+	}
+	defer sock.close()
+	rules, err := sock.rulesOf(rs.table)
+	for chain, all := range rules {
+		for _, r := range all {
+			if r.counter != "" {
+				now.counters[chain] = r.counter
 			}
 		}
 	}
-	return now, nil
+	return now, err
 }
 
 // flagsText names a table's flags as nft does; before 1.1 it does not know persist.

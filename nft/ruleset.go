@@ -17,6 +17,8 @@ type ruleset struct {
 	grants grantSets
 	sets   []set // those of grants among them
 	chains []chain
+
+	mostMapped int // of each version of IP; 0 is no limit
 }
 
 type chain struct {
@@ -77,7 +79,7 @@ const (
 
 // newRuleset writes down the table for the rules wanted.
 func newRuleset(r backend.Rules) ruleset {
-	rs := ruleset{table: r.Table, grants: newGrantSets(r)}
+	rs := ruleset{table: r.Table, grants: newGrantSets(r), mostMapped: r.MaxMappings}
 	rs.sets = append(rs.sets, set{
 		name: setArming, key: selector{ipProtocol}, timeout: true,
 		comment: "holds ipv4 and ipv6 while connections older than the guard may go on",
@@ -117,6 +119,7 @@ func newRuleset(r backend.Rules) ruleset {
 		}
 		rs.sets = append(rs.sets, guarded)
 	}
+	rs.sets = append(rs.sets, mappings(&r)...)
 	rs.addChains(r)
 	return rs
 }
@@ -128,38 +131,52 @@ func (rs *ruleset) output(r backend.Rules) opening {
 
 // addChains adds the chains, each after those that its rules send packets to.
 func (rs *ruleset) addChains(r backend.Rules) {
+	first, last := routeChains(&r)
+	rs.chains = append(rs.chains, first...)
 	if r.Local {
-		o := rs.output(r)
+		o, p := rs.output(r), &path{&r, false}
 		u := resolvers{r.Upstream, r.Self}
-		rs.chains = append(slices.Concat(rs.chains, u.chains(), o.chains(), o.liveChains()), chain{chainOutput, &outputBase, slices.Concat(
-			preamble(u.live(), o.live(), o.known()), dhcpClient(accept), allowed("allowed-local", accept), u.open(), u.shut(), o.rules(), refuse())})
+		rs.chains = append(slices.Concat(rs.chains, u.chains(), o.chains(), o.liveChains(o.always()), p.chains(o, u)), chain{chainOutput, &outputBase, slices.Concat(
+			p.translated(), alive(u.live(), o.live(), o.known()), p.unassigned("no name has this address"), neighbours(),
+			dhcpClient(accept), allowed("allowed-local", accept), u.open(), u.shut(), o.rules(), refuse())})
 	}
 	if r.Gateway {
 		var unguarded []rule
 		if len(r.Interfaces) > 0 {
 			unguarded = []rule{{"comes in by an interface that is not guarded", []match{notGuarded}, accept}}
 		}
-		o := opening{chainForward, rs.grants.opening(r.GatewayHolders, false), r.DNSPorts, r.Linger}
-		rs.chains = append(append(rs.chains, o.chains()...), chain{chainForward, &forwardBase, slices.Concat(
-			unguarded, preamble(o.live()), allowed("allowed-gateway", accept), (&resolvers{to: r.Upstream}).shut(), o.rules(), refuse())})
+		o, p := opening{chainForward, rs.grants.opening(r.GatewayHolders, false), r.DNSPorts, r.Linger}, &path{&r, true}
+		u := resolvers{to: r.Upstream}
+		rs.chains = append(slices.Concat(rs.chains, o.chains(), p.chains(o, u)), chain{chainForward, &forwardBase, slices.Concat(
+			unguarded, p.translated(), alive(o.live()), p.unassigned("no name has this address"), neighbours(),
+			allowed("allowed-gateway", accept), u.shut(), o.rules(), refuse())})
 		if r.Capture != 0 {
 			rs.chains = append(rs.chains, newCapture(r))
 		}
 	}
+	rs.chains = append(rs.chains, last...)
 }
 
-// preamble is what every guarded chain begins with. Packets of live connections go
-// by the rules for them.
-func preamble(live ...[]rule) []rule {
-	return slices.Concat([]rule{{"belongs to no connection", []match{ctState("invalid")}, drop}}, slices.Concat(live...), []rule{
+// alive is what every guarded chain begins with. Packets of live connections go by the
+// rules for them.
+func alive(live ...[]rule) []rule {
+	return slices.Concat([]rule{{"belongs to no connection", []match{ctState("invalid")}, drop}}, slices.Concat(live...), livesOn())
+}
+
+// livesOn lets packets of live connections through.
+func livesOn() []rule {
+	return []rule{
 		// A SYN may come from somebody else who has the port now: of a connection that was
 		// reset, connection tracking takes it for a part for some seconds.
 		{"live connections go on", []match{ctState("established"), tcpNoOpening}, accept},
 		{"live connections go on", []match{ctState("established"), notTCP}, accept},
 		{"what belongs to them", []match{ctState("related")}, accept},
-		loopback(accept),
-		{"no route that the sender has laid down", []match{ipOption("lsrr", 131)}, drop},
-		{"no route that the sender has laid down", []match{ipOption("ssrr", 137)}, drop},
+	}
+}
+
+// neighbours is what passes whatever is granted.
+func neighbours() []rule {
+	return slices.Concat([]rule{loopback(accept)}, noSourceRoutes(), []rule{
 		{"TCP connections older than the guard", []match{selector{ipProtocol}.in(setArming), ctState("new"), tcpMidStream}, accept},
 		// A router lowers the hop limit, so nothing off the link can say 255
 		// (RFC 4861, section 3.1), and 1 never leaves it (RFC 3810, section 5).
@@ -168,6 +185,13 @@ func preamble(live ...[]rule) []rule {
 		{"multicast listener discovery", []match{hopLimit(1), ip6DestinationPrefix("ff00::/8"), icmpv6(
 			"mld-listener-query", "mld-listener-report", "mld-listener-done", "mld2-listener-report")}, accept},
 	})
+}
+
+func noSourceRoutes() []rule {
+	return []rule{
+		{"no route that the sender has laid down", []match{ipOption("lsrr", 131)}, drop},
+		{"no route that the sender has laid down", []match{ipOption("ssrr", 137)}, drop},
+	}
 }
 
 func loopback(v verdict) rule { return rule{"loopback", []match{oifLoopback}, v} }

@@ -91,10 +91,31 @@ func goldenRules(t testing.TB) map[string]backend.Rules {
 	linger.Capture, linger.Linger = 5353, 10*time.Minute+30*time.Second
 	linger.LocalHolders = []backend.Holder{backend.Everyone, backend.Unit}
 	linger.Classes = map[backend.Class]backend.Predicates{1: {Ports: []backend.Ports{{Protocol: 6, First: 443, Last: 443}}}}
+
+	routes := capture
+	routes.MaxMappings, routes.Book = 1<<20, "0123abcd"
+	routes.Routes = []backend.Route{
+		{Name: "aa", Pools: prefixes(t, "100.96.0.0/11", "fd00:2021:1111:8000::/107"), Egress: addresses("192.0.2.7", "2001:db8::7")},
+		{Name: "bb", Pools: prefixes(t, "100.96.0.0/11", "198.18.0.0/15", "fd01::/16"), Out: "tun0", Mark: 100},
+		{Name: "cc", Pools: prefixes(t, "100.64.1.0/24", "100.64.2.1/32", "fd02::/64"), Egress: addresses("192.0.2.8"), Transparent: true},
+	}
+	routesBoth := linger
+	routesBoth.LocalHolders = []backend.Holder{backend.Machine, backend.User}
+	routesBoth.Upstream, routesBoth.Self = applications.Upstream, applications.Self
+	routesBoth.Book, routesBoth.Routes = "4567", routes.Routes[1:]
+
 	return map[string]backend.Rules{
+		"routes": routes, "routes-both": routesBoth,
 		"local": local, "gateway": gateway, "both": both, "everything": everything,
 		"applications": applications, "classes": classes, "capture": capture, "linger": linger,
 	}
+}
+
+func addresses(texts ...string) (all []netip.Addr) {
+	for _, s := range texts {
+		all = append(all, netip.MustParseAddr(s))
+	}
+	return all
 }
 
 func upstreams(t testing.TB, texts ...string) (all []netip.AddrPort) {

@@ -20,9 +20,11 @@ import (
 type set struct {
 	name, comment string
 	key           selector
-	interval      bool // it holds ranges
+	data          nftables.SetDatatype // of what stands behind a key, in a map
+	interval      bool                 // it holds ranges
 
-	timeout bool          // elements end by themselves; they survive a reload
+	kept    bool          // elements come and go one by one, and survive a reload
+	timeout bool          // they end by themselves; and survive a reload, too
 	dynamic bool          // packets add elements
 	size    int           // most elements; 0 for no bound
 	gc      time.Duration // how often the kernel looks for what has run out; 0 for its default
@@ -113,11 +115,17 @@ func outline(elements []nftables.SetElement) []string {
 	return all
 }
 
+// isMap reports whether something stands behind each key.
+func (s *set) isMap() bool { return s.data.Bytes > 0 }
+
+// lasts reports whether elements survive a reload.
+func (s *set) lasts() bool { return s.timeout || s.kept }
+
 // standsAs reports whether a set in the kernel can be made this one by exchanging its
 // elements. A size can be raised, and kernels that do not know how leave it; one that is
 // too large may have too many elements.
 func (s *set) standsAs(have *nftables.Set) bool {
-	return have != nil && !have.IsMap && have.KeyType.Name == s.key.key().Name && have.Interval == s.interval &&
+	return have != nil && have.IsMap == s.isMap() && (!have.IsMap || have.DataType.Name == s.data.Name) && have.KeyType.Name == s.key.key().Name && have.Interval == s.interval &&
 		have.HasTimeout == s.timeout && have.Dynamic == s.dynamic && (have.Size == 0) == (s.size == 0) && have.Size <= uint32(s.size)
 }
 
@@ -126,7 +134,7 @@ func (s *set) compile(table *nftables.Table, fill bool) ([]netlink.Message, erro
 	ns := &nftables.Set{
 		Table: table, Name: s.name, Comment: fit(s.comment), KeyType: s.key.key(),
 		KeyByteOrder: binaryutil.BigEndian,
-		HasTimeout:   s.timeout, Interval: s.interval, Dynamic: s.dynamic, Size: uint32(s.size),
+		IsMap:        s.isMap(), DataType: s.data, HasTimeout: s.timeout, Interval: s.interval, Dynamic: s.dynamic, Size: uint32(s.size),
 		Concatenation: s.interval && len(s.key) > 1,
 	}
 	if s.key[0].native {

@@ -183,8 +183,13 @@ func (s *socket) transact(b *batch) error {
 // request sends one message and hands the attributes of each answer to each,
 // until that wants no more.
 func (s *socket) request(typ, flags uint16, family byte, attrs []byte, each func(data []byte) (more bool)) error {
+	return s.requestOf(unix.NFNL_SUBSYS_NFTABLES, typ, flags, family, attrs, each)
+}
+
+// requestOf is request to any part of nfnetlink.
+func (s *socket) requestOf(part, typ, flags uint16, family byte, attrs []byte, each func(data []byte) (more bool)) error {
 	s.seq++
-	b := appendHeader(nil, unix.NFNL_SUBSYS_NFTABLES<<8|typ, unix.NLM_F_REQUEST|flags, s.seq, family, 0)
+	b := appendHeader(nil, part<<8|typ, unix.NLM_F_REQUEST|flags, s.seq, family, 0)
 	b = append(b, attrs...)
 	binary.NativeEndian.PutUint32(b, uint32(len(b)))
 	if err := s.send(b); err != nil {
@@ -196,6 +201,7 @@ func (s *socket) request(typ, flags uint16, family byte, attrs []byte, each func
 		case h.Seq != s.seq:
 		case h.Type == unix.NLMSG_ERROR:
 			refused = parseError(h, data)
+			return false // nothing comes after it
 		case h.Type == unix.NLMSG_DONE:
 		case len(data) >= 4:
 			return each(data[4:])

@@ -3,7 +3,6 @@ package nft
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -18,6 +17,11 @@ import (
 func (w *writer) check(r backend.Rules) error {
 	if err := w.connect(); err != nil {
 		return err
+	}
+	if len(r.Routes) > 0 {
+		if err := w.socket.checkFlows(); err != nil {
+			return fmt.Errorf("reading connections: %w", err)
+		}
 	}
 	_, _, err := w.commitRules(newRuleset(r), r.Table, true)
 	return err
@@ -49,29 +53,6 @@ func (w *writer) open(r backend.Rules) error {
 	return err
 }
 
-// bridges are the old rules with all that the lists of either name. Resolvers are the
-// last to come: they are shut to others, unless those may reach them as allowed, and
-// that has to be seen first.
-func bridges(old, r backend.Rules) (all []backend.Rules) {
-	b := old
-	b.Allowed = slices.Concat(old.Allowed, r.Allowed)
-	b.AllowedLocal = slices.Concat(old.AllowedLocal, r.AllowedLocal)
-	b.AllowedGateway = slices.Concat(old.AllowedGateway, r.AllowedGateway)
-	b.OnLink = slices.Concat(old.OnLink, r.OnLink)
-	b.Classes = make(map[backend.Class]backend.Predicates)
-	maps.Copy(b.Classes, r.Classes)
-	for n, p := range old.Classes {
-		p.Units = slices.Concat(p.Units, r.Classes[n].Units) // the cgroups they had, and those they have
-		b.Classes[n] = p
-	}
-	all = append(all, b)
-	if len(r.Upstream) > 0 && !slices.Equal(old.Upstream, r.Upstream) && (len(old.Upstream) == 0 || old.Self == r.Self) {
-		b.Upstream, b.Self = slices.Concat(old.Upstream, r.Upstream), r.Self
-		all = append(all, b)
-	}
-	return all
-}
-
 // arm puts rules in force in one transaction, and again until it is certain that
 // they are what stands in the kernel.
 func (w *writer) arm(r backend.Rules) error {
@@ -80,6 +61,7 @@ func (w *writer) arm(r backend.Rules) error {
 	}
 	rs, first := newRuleset(r), !w.opened
 	w.forget(r)
+	w.forgetMappings(&r)
 	var stood present
 	lost := false
 	for try, end := 0, time.Now().Add(patience); ; try++ {
@@ -102,9 +84,16 @@ func (w *writer) arm(r backend.Rules) error {
 	case !w.holdsGrants():
 		w.putBackGrants()
 	}
+	if first {
+		w.mapped.strange = !lost && stood.exists
+		w.epoch.Add(1)
+	}
+	if !w.holdsMappings() {
+		w.putBackMappings()
+	}
 	w.free = nil
 	w.lookAround()
-	w.enforce(len(w.restore) == 0)
+	w.enforce(w.whole())
 	return nil
 }
 
@@ -185,14 +174,17 @@ func (w *writer) tryRules(rs ruleset, table string, dryRun, forced bool) (before
 	w.batch.add(msgs)
 	w.batch.dryRun = dryRun
 	var carried []expiry.Ended[backend.Key]
+	mapped := 0
 	if !dryRun && !kept {
 		w.putBackGrants()
+		w.putBackMappings()
 		carried = w.carry(rs)
+		mapped = w.carryMappings(rs)
 	}
 	first := w.socket.seq
 	err = w.socket.transact(&w.batch)
-	if err != nil && len(carried) > 0 && !errors.Is(err, unix.ERESTART) && !errors.Is(err, errUnknown) {
-		carried = nil // the rules must not fail for their sake
+	if err != nil && len(carried)+mapped > 0 && !errors.Is(err, unix.ERESTART) && !errors.Is(err, errUnknown) {
+		carried, mapped = nil, 0 // the rules must not fail for their sake
 		w.batch.begin(expected)
 		w.batch.add(msgs)
 		first = w.socket.seq
@@ -208,6 +200,9 @@ func (w *writer) tryRules(rs ruleset, table string, dryRun, forced bool) (before
 		w.generation = next(generation)
 		w.owned = flags != 0
 		w.carriedOver(carried)
+		if mapped > 0 {
+			w.mapsStand()
+		}
 	}
 	return before, kept, nil
 }

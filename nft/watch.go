@@ -37,6 +37,9 @@ func (w *writer) watch() {
 func (w *writer) changedByOthers() {
 	if !w.owned {
 		w.inForce.Distrust()
+		if w.mapped.trust++; len(w.mapped.inForce) > 0 {
+			w.epoch.Add(1)
+		}
 	}
 	w.suspect = true
 	if g, err := w.socket.generation(); err == nil {
@@ -63,8 +66,13 @@ func (w *writer) verify() {
 	w.suspect = false
 	if !w.holdsGrants() {
 		w.putBackGrants()
-		w.enforce(len(w.restore) == 0)
+		w.enforce(w.whole())
 		w.events.Repaired("grants")
+	}
+	if !w.holdsMappings() {
+		w.putBackMappings()
+		w.enforce(w.whole())
+		w.events.Repaired("mappings")
 	}
 	w.lookAround()
 }
@@ -121,6 +129,9 @@ func (w *writer) holdsGrants() bool {
 	}
 	return true
 }
+
+// whole reports whether nothing is to be put back.
+func (w *writer) whole() bool { return len(w.restore)+len(w.mapped.lost) == 0 }
 
 // putBackGrants lets sweep make all grants anew. Until then none is in force.
 func (w *writer) putBackGrants() {

@@ -43,6 +43,8 @@ type writer struct {
 
 	batch   batch
 	plan    plan
+	remaps  mapPlan
+	mapped  mapped
 	due     []expiry.Ended[backend.Key] // out of the table, not yet out of the kernel
 	restore []expiry.Ended[backend.Key] // to be put back after somebody emptied the sets
 	live    live
@@ -100,8 +102,12 @@ func (w *writer) sweep() {
 		if len(again) > 0 {
 			reqs = append(reqs, &request{again: again})
 		}
+		lost := w.mapped.someLost(perTransaction)
+		if len(lost) > 0 {
+			reqs = append(reqs, &request{lost: lost})
+		}
 		w.takeDue(time.Now(), perTransaction)
-		if w.restore = w.restore[n:]; len(again)+len(w.due)+len(w.restore) == 0 {
+		if w.restore = w.restore[n:]; len(again)+len(lost)+len(w.due)+len(w.restore) == 0 {
 			w.enforce(w.broken == nil)
 			return
 		}
@@ -147,7 +153,7 @@ func (w *writer) try(reqs []*request) error {
 			w.changedByOthers()
 		case careful && errors.Is(err, unix.ENOENT), errors.Is(err, unix.EPERM):
 			w.verify()
-		case errors.Is(err, backend.ErrScope), errors.Is(err, backend.ErrFull):
+		case errors.Is(err, backend.ErrScope), errors.Is(err, backend.ErrFull), errors.Is(err, backend.ErrRoute), errors.Is(err, backend.ErrMappings):
 			return err // the kernel has not been asked
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EEXIST), errors.Is(err, unix.EBUSY), errors.Is(err, errUnknown):
 		default:
@@ -166,6 +172,9 @@ func (w *writer) try(reqs []*request) error {
 // transact makes one transaction of the requests and of what has run out. Where
 // it is careful, it asks the kernel for every key instead of believing.
 func (w *writer) transact(reqs []*request, careful bool) error {
+	if err := w.planMappings(reqs, careful); err != nil {
+		return err
+	}
 	now := time.Now()
 	p := &w.plan
 	p.reset()
@@ -195,7 +204,7 @@ func (w *writer) transact(reqs []*request, careful bool) error {
 		return err
 	}
 	p.sort()
-	if !p.empty() {
+	if !p.empty() || len(w.remaps.changes) > 0 {
 		if err := w.send(); err != nil {
 			return err
 		}
@@ -216,6 +225,7 @@ func (w *writer) transact(reqs []*request, careful bool) error {
 		}
 	}
 	w.due = w.due[:0]
+	w.mapsStand()
 	w.events.Live(w.live.v4, w.live.v6)
 	return nil
 }
@@ -287,6 +297,8 @@ func (w *writer) send() error {
 	for _, set := range w.plan.touched {
 		w.batch.addElements(unix.NFT_MSG_DELSETELEM, 0, w.rules.Table, w.grants[set], w.plan.changes[set].removals)
 	}
+	w.sendMappings(unix.NFT_MSG_DELSETELEM, 0)
+	w.sendMappings(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 	for _, set := range w.plan.touched {
 		w.batch.addElements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE|unix.NLM_F_EXCL, w.rules.Table, w.grants[set], w.plan.changes[set].additions)
 	}

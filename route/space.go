@@ -55,6 +55,14 @@ func skipped(pool netip.Prefix, a netip.Addr) bool {
 	return a == pool.Addr() || a.Is4() && !pool.Contains(a.Next())
 }
 
+// Room is how many addresses names can have of pools that do not overlap.
+func Room(pools []netip.Prefix) (n uint64) {
+	for _, p := range pools {
+		n = add(n, size(p))
+	}
+	return n
+}
+
 // size is how many addresses of a pool names can have.
 func size(pool netip.Prefix) uint64 {
 	n := addresses(pool)

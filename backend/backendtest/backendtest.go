@@ -95,7 +95,7 @@ func Run(t *testing.T, newBackend func(t *testing.T) (backend.Backend, *backend.
 		t.Run(clause.name, func(t *testing.T) {
 			goroutines := runtime.NumGoroutine()
 			b, inForce := newBackend(t)
-			clause.test(&contract{t, b, inForce})
+			clause.test(&contract{T: t, Backend: b, inForce: inForce})
 			if err := b.Close(backend.Remove); err != nil {
 				t.Errorf("close: %v", err)
 			}
@@ -145,6 +145,9 @@ type contract struct {
 	*testing.T
 	backend.Backend
 	inForce *backend.InForce
+
+	backend.Router // nil, unless it is about routers
+	mapped         func() map[netip.Addr]backend.Mapping
 }
 
 func (c *contract) open(r backend.Rules) {

@@ -6,9 +6,11 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
@@ -31,6 +33,10 @@ type Backend struct {
 	refusal      error
 	stalled      bool
 	closed       bool
+
+	mapped      map[netip.Addr]backend.Mapping
+	connections []connection
+	epoch       atomic.Uint64
 }
 
 var _ backend.Backend = (*Backend)(nil)
@@ -46,18 +52,18 @@ type held struct {
 func New(inForce *backend.InForce, events backend.Observer, now func() time.Time) *Backend {
 	return &Backend{
 		inForce: inForce, events: events, now: now,
-		changed: make(chan struct{}), kernel: make(map[backend.Key]held),
+		changed: make(chan struct{}), kernel: make(map[backend.Key]held), mapped: make(map[netip.Addr]backend.Mapping),
 	}
 }
 
-// Refuse makes Check, Open and Grant fail with err from now on; nil ends that.
+// Refuse makes Check, Open, Grant and what a [backend.Router] has fail with err from now on; nil ends that.
 func (b *Backend) Refuse(err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.refusal = err
 }
 
-// Stall makes every Grant wait until release is called.
+// Stall makes every Grant, Map and Unmap wait until release is called.
 func (b *Backend) Stall() (release func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -70,7 +76,7 @@ func (b *Backend) Stall() (release func()) {
 	}
 }
 
-// Transactions returns how many Grants have changed something so far.
+// Transactions returns how many Grants and Maps have changed something so far.
 func (b *Backend) Transactions() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -101,6 +107,7 @@ func (b *Backend) Open(r backend.Rules) error {
 			delete(b.kernel, k)
 		}
 	}
+	b.forgetLocked(&r)
 	b.rules = &r
 	b.evictLocked(b.surplusLocked())
 	b.events.Enforcing(true)
@@ -110,12 +117,17 @@ func (b *Backend) Open(r backend.Rules) error {
 
 // Grant implements [backend.Backend].
 func (b *Backend) Grant(ctx context.Context, grants []backend.Grant, within time.Duration) error {
+	return b.whenOpen(ctx, within, func() error { return b.commitLocked(grants) })
+}
+
+// whenOpen does something, with the lock, as soon as rules are in force and nobody stalls.
+func (b *Backend) whenOpen(ctx context.Context, within time.Duration, do func() error) error {
 	late := time.After(within)
 	for {
 		b.mu.Lock()
 		if b.closed || b.rules != nil && !b.stalled {
 			defer b.mu.Unlock()
-			return b.commitLocked(grants)
+			return do()
 		}
 		changed := b.changed
 		b.mu.Unlock()
@@ -155,6 +167,7 @@ func (b *Backend) Close(leave backend.Leave) error {
 	if leave == backend.Remove {
 		b.rules = nil
 		clear(b.kernel)
+		clear(b.mapped)
 	}
 	b.events.Enforcing(false)
 	b.wakeLocked()
@@ -205,6 +218,12 @@ func (b *Backend) String() string {
 	}
 	if r.Capture != 0 {
 		line("captures DNS for port", r.Capture)
+	}
+	for _, route := range r.Routes {
+		line("routes", route.String())
+	}
+	for _, m := range b.mappingsLocked() {
+		line("maps", fmt.Sprint(m.Mapped, " to ", m.Real, " by ", m.Route))
 	}
 	for _, k := range b.keysLocked() {
 		holder := ""

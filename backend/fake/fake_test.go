@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,6 +19,20 @@ func TestContract(t *testing.T) {
 	backendtest.Run(t, func(*testing.T) (backend.Backend, *backend.InForce) {
 		inForce := expiry.NewTable[backend.Key](time.Now())
 		return New(inForce, backendtest.Quiet{}, time.Now), inForce
+	})
+}
+
+func TestRouterContract(t *testing.T) {
+	backendtest.RunRouter(t, func(*testing.T) (backend.Backend, *backend.InForce, func() map[netip.Addr]backend.Mapping) {
+		inForce := expiry.NewTable[backend.Key](time.Now())
+		b := New(inForce, backendtest.Quiet{}, time.Now)
+		return b, inForce, func() map[netip.Addr]backend.Mapping {
+			all := map[netip.Addr]backend.Mapping{}
+			for _, m := range b.Mapped() {
+				all[m.Mapped] = m
+			}
+			return all
+		}
 	})
 }
 
@@ -89,5 +105,57 @@ func TestRefuseAndStall(t *testing.T) {
 	release()
 	if err := <-done; err != nil || b.Transactions() != 1 {
 		t.Errorf("a grant that was stalled: %v, after %d transactions", err, b.Transactions())
+	}
+}
+
+// A test makes connections, and ends mappings behind everybody's back.
+func TestRoutes(t *testing.T) {
+	b, _ := opened(t)
+	r := backendtest.RoutedRules()
+	r.Table = "ours"
+	if err := b.Open(r); err != nil {
+		t.Fatal(err)
+	}
+	m := backendtest.Mappings("r-two", 0, 1, 0)[0]
+	if got := b.Connect(m.Mapped); got.IsValid() {
+		t.Errorf("connected to %v", got)
+	}
+	if err := b.Map(t.Context(), []backend.Mapping{m}, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{
+		"\troutes r-two, 100.96.0.0/11, fd00:2021:1111:8000::/107, out lan9, fwmark 7\n", "\tmaps 100.96.0.0 to 10.0.0.0 by r-two\n",
+	} {
+		if !strings.Contains(b.String(), line) {
+			t.Errorf("no %q in\n%s", line, b)
+		}
+	}
+	if got := b.Connect(m.Mapped); got != m.Real {
+		t.Errorf("connected to %v", got)
+	}
+	other := m
+	other.Real = m.Real.Next()
+	if err := b.Map(t.Context(), []backend.Mapping{other}, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	b.Connect(m.Mapped)
+	if got := b.Connected(m.Mapped); !slices.Equal(got, []netip.Addr{m.Real, other.Real}) {
+		t.Errorf("connected to %v", got)
+	}
+	if err := b.Connections(t.Context(), func(_, real netip.Addr) bool { return real == m.Real }); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.Connected(m.Mapped); !slices.Equal(got, []netip.Addr{other.Real}) {
+		t.Errorf("connected to %v", got)
+	}
+	epoch := b.Epoch()
+	b.Lose()
+	if len(b.Mapped()) > 0 || b.Epoch() == epoch {
+		t.Errorf("%v, epoch %d", b.Mapped(), b.Epoch())
+	}
+	no := errors.New("no")
+	b.Refuse(no)
+	if err := b.Map(t.Context(), []backend.Mapping{m}, time.Minute); err != no {
+		t.Errorf("a mapping that is refused: %v", err)
 	}
 }

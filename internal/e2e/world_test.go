@@ -42,6 +42,7 @@ type world struct {
 	*testing.T
 	lab                  *netlab.Lab
 	client, guard, world *netlab.Host
+	state                string // folder of what CoreDNS keeps, however often it is started
 }
 
 const (
@@ -126,7 +127,7 @@ type coredns struct {
 // for examples and not the internet's.
 const examples = "private ** 192.0.2.0/24 198.18.0.0/15 2001:db8::/32"
 
-var directiveText = regexp.MustCompile(guardTable + `[^\n{]*({[^}]*})?`)
+var directiveText = regexp.MustCompile(guardTable + `[^\n{]*({([^{}]|{[^{}]*})*})?`)
 
 // withExamples adds it to a directive, at its end.
 func withExamples(text string) string {
@@ -180,6 +181,16 @@ func (w *world) asCoreDNS() netlab.As {
 	return netlab.As{User: w.user(53), Caps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_BIND_SERVICE}}
 }
 
+// stateDir is where systemd would have made room.
+func (w *world) stateDir() string {
+	w.Helper()
+	if w.state == "" {
+		w.state = w.TempDir()
+		w.must(os.Chmod(w.state, 0o777)) // CoreDNS may be another user
+	}
+	return w.state
+}
+
 func (w *world) launchAs(as netlab.As, corefile string) *coredns {
 	w.Helper()
 	dir := w.TempDir()
@@ -189,7 +200,7 @@ func (w *world) launchAs(as netlab.As, corefile string) *coredns {
 	c := &coredns{Cmd: w.guard.Command(binary(w.T), "-conf", path), corefile: path}
 	c.As = as
 	// What forward leaves behind at a reload ends when the collector finds it.
-	c.Env = append(os.Environ(), "GOGC=50")
+	c.Env = append(os.Environ(), "GOGC=50", "STATE_DIRECTORY="+w.stateDir())
 	w.must(c.Start())
 	w.Cleanup(func() {
 		_ = c.Signal(syscall.SIGKILL)

@@ -1,0 +1,85 @@
+package nft
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+)
+
+// routeChains are those for routes that all paths share: the first is for refusals.
+func routeChains(r *backend.Rules) (first, last []chain) {
+	if len(r.Routes) == 0 {
+		return nil, nil
+	}
+	atOnce := chain{chainAtOnce, nil, []rule{
+		{"what leads nowhere", []match{counter}, verdict{}},
+		{"what leads nowhere", []match{isTCP}, rejectReset},
+		{"what leads nowhere", nil, rejectNoPort},
+	}}
+	own := chain{name: chainOwn, base: &ownBase}
+	if r.Gateway && r.Capture != 0 {
+		own.rules = append(own.rules, rule{"plain DNS of clients: captured", []match{notLoopback, tcpOrUDP, toPort.is(portBytes(r.Capture))}, accept})
+	}
+	for _, pool := range pools(r.Routes) {
+		own.rules = append(own.rules, refuseAtOnce("a real address is this machine's own", hasDNAT, ctOriginal, originallyIn(pool))...)
+	}
+	egress := chain{chainEgress, &egressBase, eachVersion(r.Routes, func(route *backend.Route, ipv4 bool) []rule {
+		at := slices.IndexFunc(route.Egress, func(a netip.Addr) bool { return a.Is4() == ipv4 })
+		v := masquerade
+		switch {
+		case at >= 0:
+			v = snat(route.Egress[at])
+		case route.Transparent:
+			return nil
+		}
+		return []rule{{"leaves as its route says", []match{hasDNAT, originally(ipv4).in(routeName(route.Name, ipv4, r.Book))}, v}}
+	})}
+	first, last = []chain{atOnce}, []chain{own, egress}
+	if r.Gateway {
+		first = append(first, bound(chainBound, r, rejectNoHost))
+	}
+	if r.Local { // before, no packet on its way out tells which that is
+		name := chainBound + "-" + chainLeaving
+		first = append(first, bound(name, r, drop))
+		last = append(last, chain{chainLeaving, &leavingBase, isBound(name, hasDNAT, ctOriginal)})
+	}
+	return first, last
+}
+
+func refuseAtOnce(comment string, conditions ...match) []rule {
+	return []rule{{comment, conditions, jump(chainAtOnce)}}
+}
+
+var (
+	routedForwardBase = base{
+		text: "type filter hook prerouting priority dstnat - 10; policy accept;",
+		kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityRef(-110), policy: nftables.ChainPolicyAccept,
+	}
+	routedOutputBase = base{
+		text: "type filter hook output priority -110; policy accept;",
+		kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityRef(-110), policy: nftables.ChainPolicyAccept,
+	}
+	translateForwardBase = base{
+		text: "type nat hook prerouting priority dstnat - 5; policy accept;",
+		kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting, priority: nftables.ChainPriorityRef(-105), policy: nftables.ChainPolicyAccept,
+	}
+	translateOutputBase = base{
+		text: "type nat hook output priority -105; policy accept;",
+		kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityRef(-105), policy: nftables.ChainPolicyAccept,
+	}
+	ownBase = base{
+		text: "type filter hook input priority filter; policy accept;",
+		kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput, priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyAccept,
+	}
+	leavingBase = base{
+		text: "type filter hook postrouting priority filter; policy accept;",
+		kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPostrouting, priority: nftables.ChainPriorityFilter, policy: nftables.ChainPolicyAccept,
+	}
+	egressBase = base{
+		text: "type nat hook postrouting priority srcnat - 10; policy accept;",
+		kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: nftables.ChainPriorityRef(90), policy: nftables.ChainPolicyAccept,
+	}
+)

@@ -1,0 +1,244 @@
+package nft
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+)
+
+// Traffic to mapped addresses is judged before it is translated: grants are for the
+// mapped address, and so is every refusal. What has been translated is looked at once
+// more, by where it came from and where it is about to go, since no rule of the guarded
+// chains that opens a real address may open a way through a mapped one, or the other way
+// round.
+//
+//	prerouting, output  -110  routed-*      to a pool: judged, or refused at once
+//	prerouting, output  -105  translate-*   to the real address
+//	forward, output        0  guarded       leaves by its route, or is refused
+//	input                  0  own-address   never arrives here
+//	postrouting            0  leaving       what this machine sends leaves by its route
+//	postrouting           90  egress        with the route's source address
+//
+// Translation comes a little before that of others, who could send it elsewhere.
+
+// Names of chains and sets for routes.
+const (
+	chainTranslate = "translate"
+	chainOwn       = "own-address"
+	chainLeaving   = "leaving"
+	chainEgress    = "egress"
+	chainBound     = "bound"
+	chainAtOnce    = "refuse-at-once"
+
+	setMapped = "mapped"
+	setRoute  = "route-"
+	setBound  = "bound"
+)
+
+// A path is a way that packets take past routes: those that are forwarded, or those that
+// this machine sends.
+type path struct {
+	rules   *backend.Rules
+	forward bool
+}
+
+// name is what a chain of the path is called.
+func (p *path) name(begin string) string {
+	if p.forward {
+		return begin + "-" + chainForward
+	}
+	return begin + "-" + chainOutput
+}
+
+// pools are those of all routes.
+func pools(routes []backend.Route) (all []netip.Prefix) {
+	for _, r := range routes {
+		for _, p := range r.Pools {
+			if p = p.Masked(); !slices.Contains(all, p) {
+				all = append(all, p)
+			}
+		}
+	}
+	return all
+}
+
+// mappings are the sets of mapped addresses: what stands behind each, and of which route it
+// is. They have no size, though nothing comes in when MaxMappings are there: for a set with
+// one and without timeouts, the kernel takes memory for so many from the beginning.
+func mappings(r *backend.Rules) (sets []set) {
+	if len(r.Routes) == 0 {
+		return nil
+	}
+	for _, ipv4 := range versions {
+		sets = append(sets, set{
+			name: mappedName(ipv4, r.Book), comment: "what real address stands behind a mapped one",
+			key: selector{destination(ipv4)}, data: destination(ipv4).key, kept: true,
+		})
+	}
+	for _, ipv4 := range versions {
+		sets = append(sets, set{
+			name: forVersion(setBound, ipv4), comment: "mapped addresses of routes with a way out or a mark: live connections take no other way",
+			key: selector{destination(ipv4)}, kept: true,
+		})
+	}
+	for i := range r.Routes {
+		for _, ipv4 := range versions {
+			sets = append(sets, set{
+				name: routeName(r.Routes[i].Name, ipv4, r.Book), comment: "mapped addresses of the route " + r.Routes[i].String(),
+				key: selector{destination(ipv4)}, kept: true,
+			})
+		}
+	}
+	return sets
+}
+
+var versions = []bool{true, false} // IPv4, IPv6
+
+// mappedName is the name of the map from mapped to real addresses.
+func mappedName(ipv4 bool, book string) string { return forVersion(setMapped, ipv4) + "-" + book }
+
+// routeName is the name of a set of a route's mapped addresses.
+func routeName(route string, ipv4 bool, book string) string {
+	return forVersion(setRoute+route, ipv4) + "-" + book
+}
+
+// eachVersion makes rules for mapped addresses of routes, of those that want any.
+func eachVersion(routes []backend.Route, rules func(r *backend.Route, ipv4 bool) []rule) (all []rule) {
+	for i := range routes {
+		for _, ipv4 := range versions {
+			all = append(all, rules(&routes[i], ipv4)...)
+		}
+	}
+	return all
+}
+
+// judge is the chain for packets to mapped addresses, before they are translated. What it
+// does not accept it refuses.
+func (p *path) judge(o opening) chain {
+	marks := eachVersion(p.rules.Routes, func(r *backend.Route, ipv4 bool) []rule {
+		if r.Mark == 0 {
+			return nil
+		}
+		return []rule{{"the mark of " + r.Name, []match{selector{destination(ipv4)}.in(routeName(r.Name, ipv4, p.rules.Book)), setMark(r.Mark)}, verdict{}}}
+	})
+	var captured []rule
+	if p.forward && p.rules.Capture != 0 {
+		captured = []rule{{"plain DNS of clients: captured", []match{tcpOrUDP, plainDNSPort}, accept}}
+	}
+	return chain{o.chain, nil, slices.Concat(marks, alive(o.live(), o.known()), noSourceRoutes(), captured, noMiddle(), o.rules(), refuseAtOnce("no DNS answer has opened this address"))}
+}
+
+// noMiddle refuses what is of no connection that is known: one has been ended. It was with
+// what stood behind the address before, and its next packet is not for what stands there now.
+func noMiddle() []rule {
+	return refuseAtOnce("no connection begins in the middle", ctState("new"), tcpMidStream)
+}
+
+// first is the chain that sends packets to mapped addresses to be judged.
+func (p *path) first(judge string) chain {
+	c := chain{name: p.name("routed"), base: &routedOutputBase}
+	if p.forward {
+		c.base = &routedForwardBase
+	}
+	for _, pool := range pools(p.rules.Routes) {
+		c.rules = append(c.rules, rule{"mapped addresses", append([]match{destinationIn(pool)}, p.guarded()...), jump(judge)})
+	}
+	return c
+}
+
+// guarded are the conditions that a packet is of those that the path is about.
+func (p *path) guarded() []match {
+	switch {
+	case !p.forward:
+		return nil
+	case len(p.rules.Interfaces) > 0:
+		return []match{notLoopback, selector{fromName}.in(setGuarded)}
+	}
+	return []match{notLoopback}
+}
+
+// translate is the chain that sends new connections to what stands behind a mapped address.
+func (p *path) translate() chain {
+	c := chain{name: p.name(chainTranslate), base: &translateOutputBase}
+	if p.forward {
+		c.base = &translateForwardBase
+		if p.rules.Capture != 0 {
+			c.rules = append(c.rules, rule{"plain DNS of clients: captured", append(p.guarded(), tcpOrUDP, plainDNSPort), accept})
+		}
+	}
+	for _, pool := range pools(p.rules.Routes) {
+		name := mappedName(pool.Addr().Is4(), p.rules.Book)
+		c.rules = append(c.rules, rule{"to the real address", append([]match{destinationIn(pool)}, p.guarded()...), dnatBy(name, pool.Addr().Is4())})
+	}
+	return c
+}
+
+// pass is the chain for what has been translated.
+func (p *path) pass(u resolvers) chain {
+	c := chain{name: p.name("pass")}
+	if p.forward {
+		c.rules = isBound(chainBound)
+	}
+	c.rules = slices.Concat(c.rules, livesOn(), u.shut())
+	if !p.forward { // where it is about to go, no packet on its way out tells any more
+		c.rules = append(c.rules, refuseAtOnce("a real address is this machine's own", toSelf)...)
+	}
+	c.rules = append(c.rules, p.unassigned("from one mapped address to another")...)
+	c.rules = append(c.rules, eachVersion(p.rules.Routes, func(r *backend.Route, ipv4 bool) []rule {
+		return []rule{{"leaves by its route", []match{originally(ipv4).in(routeName(r.Name, ipv4, p.rules.Book))}, accept}}
+	})...)
+	c.rules = append(c.rules, refuseAtOnce("its route is not there any more")...)
+	return c
+}
+
+// isBound sends packets that must not leave but by their route to the chain for that.
+func isBound(to string, conditions ...match) (rules []rule) {
+	for _, ipv4 := range versions {
+		rules = append(rules, rule{"leaves by its route only", append(slices.Clip(conditions), originally(ipv4).in(forVersion(setBound, ipv4))), jump(to)})
+	}
+	return rules
+}
+
+// bound is the chain for those. Where a route has gone, or an address has none for the moment,
+// packets of live connections wait, and leave no other way.
+func bound(name string, r *backend.Rules, otherwise verdict) chain {
+	return chain{name, nil, append(eachVersion(r.Routes, func(route *backend.Route, ipv4 bool) []rule {
+		of := originally(ipv4).in(routeName(route.Name, ipv4, r.Book))
+		switch {
+		case route.Out != "":
+			return []rule{
+				{"leaves by its route", []match{of, out(route.Out)}, goBack},
+				{"leaves by no other interface", []match{of}, otherwise},
+			}
+		case route.Mark != 0:
+			return []rule{{"leaves by its route", []match{of}, goBack}}
+		}
+		return nil
+	}), rule{"its route is not there any more", []match{liveConnection}, drop})}
+}
+
+// translated sends what has been translated to the chain for that.
+func (p *path) translated() (rules []rule) {
+	for _, pool := range pools(p.rules.Routes) {
+		rules = append(rules, rule{"from a mapped address", []match{hasDNAT, ctOriginal, originallyIn(pool)}, jump(p.name("pass"))})
+	}
+	return rules
+}
+
+// unassigned refuses what goes to a pool.
+func (p *path) unassigned(comment string) (rules []rule) {
+	for _, pool := range pools(p.rules.Routes) {
+		rules = append(rules, refuseAtOnce(comment, destinationIn(pool))...)
+	}
+	return rules
+}
+
+// chains are those for routes on the path: o is the opening of its guarded chain.
+func (p *path) chains(o opening, u resolvers) []chain {
+	if len(p.rules.Routes) == 0 {
+		return nil
+	}
+	o.chain = p.name(setMapped)
+	return slices.Concat(o.chains(), o.liveChains(nil), []chain{p.judge(o), p.first(o.chain), p.translate(), p.pass(u)})
+}

@@ -1,0 +1,177 @@
+package nft
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/backend/backendtest"
+)
+
+// Nothing that opens a real address, or everything, opens a mapped one.
+func TestNothingElseOpensMapped(t *testing.T) {
+	n := routedNetwork(t)
+	r := routedRules(t)
+	r.Allowed = prefixes(t, "198.18.0.0/15", "2001:db8:f::/48")
+	r.AllowedLocal, r.AllowedGateway = r.Allowed, r.Allowed
+	r.Upstream, r.Self = upstreams(t, to(1, 8005)...), backend.Program{User: 0}
+	n.guard(r)
+	defer n.dump()
+	n.mapTo("one", 1, 1)
+	n.mapTo("one", 2, 1)
+	for name, s := range n.senders() {
+		t.Run(name, func(t *testing.T) {
+			n.openReal(both(addrs(1))[0], s.holder)
+			n.openReal(both(addrs(1))[1], s.holder)
+			for _, network := range []string{"tcp", "udp"} {
+				n.reaches(s, true, network, to(1, 443)...)
+			}
+			n.refused(s, toMapped(1, 443)...)
+			n.openMapped(2, s.holder)
+			n.refused(s, toMapped(1, 443)...)
+			for _, network := range []string{"tcp", "udp"} {
+				n.reaches(s, true, network, toMapped(2, 443)...)
+				n.reaches(s, false, network, toMapped(2, 8005)...) // only CoreDNS asks upstream
+				n.reaches(s, false, network, append(toMapped(2, 53), toMapped(2, 853)...)...)
+			}
+		})
+	}
+}
+
+// Programs are told apart by mapped addresses as by others: the holder's packets pass, also
+// those of a live connection whose grant has ended, and nobody else's who binds its port.
+func TestRoutedPrograms(t *testing.T) {
+	n := routedNetwork(t)
+	a, b := n.unit("a"), n.unit("b")
+	inA, inB := n.as(0, a), n.as(0, b)
+	if inA == nil || n.as(1000) == nil {
+		t.Skip("there are no cgroups or users")
+	}
+	r := routedRules(t)
+	r.LocalHolders = []backend.Holder{backend.Machine, backend.User, backend.Unit}
+	r.Classes = map[backend.Class]backend.Predicates{1: {Ports: ports(t, "udp/443")}}
+	n.guard(r)
+	defer n.dump()
+	grants := []struct {
+		holder backend.Scope
+		by     speaker
+		not    []speaker
+	}{
+		{backend.UnitScope(a.ID), inA, []speaker{inB, n.here, n.as(1000)}},
+		{backend.UserScope(1000), n.as(1000), []speaker{inB, n.as(1001)}},
+		{inClass(backend.UserScope(1001), 1), n.as(1001), []speaker{n.as(1000), inA}},
+	}
+	n.flush(setSettling) // as if that time had come
+	var live []net.PacketConn
+	for i, g := range grants {
+		n.mapTo("one", i+1, 1)
+		n.openMapped(i+1, g.holder)
+		for _, addr := range toMapped(i+1, 443) {
+			live = append(live, n.bind(g.by, 4200+i, addr))
+			defer live[len(live)-1].Close()
+			if err := echoed(live[len(live)-1], addr, time.Second); err != nil {
+				t.Errorf("%s to %s: %v", g.by.Name(), addr, err)
+			}
+		}
+	}
+	for round := range 2 {
+		for i, g := range grants {
+			n.fromPort(4000+round, g.by, round == 0, toMapped(i+1, 443)...)
+			for _, other := range g.not {
+				n.fromPort(4000, other, false, toMapped(i+1, 443)...)
+				n.reaches(other, false, "tcp", toMapped(i+1, 443)...)
+			}
+			for j, addr := range toMapped(i+1, 443) {
+				if err := echoed(live[2*i+j], addr, time.Second); err != nil {
+					t.Errorf("%s: a live one to %s: %v", g.by.Name(), addr, err)
+				}
+			}
+		}
+		n.fromPort(4100, n.as(1001), false, toMapped(3, 8005)...) // no port of its class
+		n.endGrants()
+	}
+}
+
+// What is used stays open, and what is not does not.
+func TestRoutedLinger(t *testing.T) {
+	n := routedNetwork(t)
+	r := routedRules(t)
+	r.Linger = time.Second
+	n.guard(r)
+	defer n.dump()
+	n.mapTo("one", 1, 1)
+	n.mapTo("one", 2, 1)
+	for _, s := range n.senders() {
+		n.openMapped(1, s.holder)
+		n.openMapped(2, s.holder)
+		n.reaches(s, true, "tcp", toMapped(1, 443)...)
+	}
+	n.endGrants()
+	for _, s := range n.senders() {
+		n.reaches(s, true, "tcp", toMapped(1, 443)...)
+		n.refused(s, toMapped(2, 443)...)
+	}
+	for _, s := range n.senders() {
+		backendtest.Eventually(t, "it lingers no more", func() bool {
+			time.Sleep(2 * r.Linger) // each try is a use
+			_, err := asked(t.Context(), s, "tcp", toMapped(1, whoPort)[0])
+			return err != nil
+		})
+	}
+}
+
+// The plain DNS of guarded clients is captured also where they send it to a mapped address,
+// and to one of a pool that no name has.
+func TestRoutedCapture(t *testing.T) {
+	for _, port := range []uint16{53, 5353} {
+		t.Run(fmt.Sprint(port), func(t *testing.T) {
+			n := routedNetwork(t)
+			r := routedRules(t)
+			r.Capture, r.Interfaces, r.DNSPorts = port, []string{"lan0"}, true
+			n.guard(r)
+			defer n.dump()
+			n.mapTo("one", 1, 1)
+			n.openMapped(1, n.link("lan0"))
+			if err := n.here.Echo(int(port)); err != nil {
+				t.Fatal(err)
+			}
+			before := n.world.Accepted()
+			for _, network := range []string{"tcp", "udp"} {
+				n.reaches(n.client, true, network, append(toMapped(1, 53), toMapped(2, 53)...)...)
+			}
+			if n.world.Accepted() != before {
+				t.Error("somebody else has answered")
+			}
+			if visited := n.connections(nil); len(visited) > 0 { // none of them uses the address
+				t.Errorf("visited: %v", visited)
+			}
+			n.reaches(n.client, true, "tcp", toMapped(1, 853)...)
+			n.seen(n.client, 1, 1, egressOne4, egressOne6)
+		})
+	}
+}
+
+// Whoever comes in by an interface that is not guarded has nothing of a route.
+func TestRoutedUnguarded(t *testing.T) {
+	n := routedNetwork(t)
+	r := routedRules(t)
+	r.Interfaces = []string{"lan0"}
+	n.guard(r)
+	defer n.dump()
+	n.mapTo("one", 1, 1)
+	other := []backend.Scope{backend.ClientScope(netip.MustParseAddr(other4)), backend.ClientScope(netip.MustParseAddr(other6)), n.link("lan1")}
+	n.openMapped(1, append(other, n.link("lan0"))...)
+	n.seen(n.client, 1, 1, egressOne4, egressOne6)
+	for _, network := range []string{"tcp", "udp"} {
+		n.reaches(n.other, false, network, toMapped(1, whoPort)...)
+	}
+	for i, real := range to(1, whoPort) {
+		want := []string{other4, other6}[i] + " to " + both(addrs(1))[i].String()
+		if got, err := asked(t.Context(), n.other, "tcp", real); got != want {
+			t.Errorf("seen as %q (%v), want %q", got, err, want)
+		}
+	}
+}

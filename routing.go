@@ -1,0 +1,197 @@
+package ipdestinationguard
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+)
+
+// routing is what routes are in force, from one Corefile to the next.
+type routing struct {
+	policies []*policy // of the Corefile
+	routes   map[*namedRoute]bool
+	pools    []pool
+	classes  []backend.Class // that there may be grants for mapped addresses in
+	book     string          // the name of all books
+	changed  chan struct{}   // closed when there is a newer one
+}
+
+// pool is addresses that are a route's.
+type pool struct {
+	netip.Prefix
+	*book
+}
+
+func newRouting() *routing { return &routing{changed: make(chan struct{})} }
+
+// find returns the pool that an address is of, if it is of one.
+func (t *routing) find(addr netip.Addr) *pool {
+	for i := range t.pools {
+		if t.pools[i].Contains(addr) {
+			return &t.pools[i]
+		}
+	}
+	return nil
+}
+
+// of returns the route that a name has by what is in force, or nil. If server blocks differ
+// in that, it is the one that is called so in the kernel, or else the first.
+func (t *routing) of(name, kernel string) (first *namedRoute) {
+	for _, p := range t.policies {
+		r := p.of(name)
+		if r != nil && r.kernel.Name == kernel {
+			return r
+		}
+		if first == nil {
+			first = r
+		}
+	}
+	return first
+}
+
+// awaitRoute returns the route that a name has now: r, once it is in force, or the one that
+// stands for it. A new Corefile's handlers answer before its routes are in force, and those
+// of an old one may be late and answer after.
+func (g *guard) awaitRoute(ctx context.Context, r *namedRoute, name string) (*namedRoute, error) {
+	var late <-chan time.Time
+	for {
+		t := g.routing.Load()
+		if t.routes[r] {
+			return r, nil
+		}
+		if other := t.of(name, r.kernel.Name); other != nil {
+			return other, nil
+		}
+		if late == nil {
+			timer := time.NewTimer(g.settings.Load().hold)
+			defer timer.Stop()
+			late = timer.C
+		}
+		select {
+		case <-t.changed:
+		case <-late:
+			return nil, backend.ErrRoute
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// bridge are the routes of a Corefile, and those of the one before, which go on until their
+// names have other routes.
+func bridge(routes, before []backend.Route) []backend.Route {
+	if len(routes) == 0 {
+		return nil
+	}
+	all := slices.Clone(routes)
+	for _, k := range before {
+		if !slices.ContainsFunc(routes, func(r backend.Route) bool { return r.Name == k.Name }) {
+			all = append(all, k)
+		}
+	}
+	return all
+}
+
+// takeOver has names and answers go by the routes of a Corefile, which are in the rules by
+// now.
+func (g *guard) takeOver(s *settings) error {
+	was := g.routing.Load()
+	routes := s.found.routes
+	if len(routes) == 0 && len(was.pools) == 0 {
+		return nil
+	}
+	if err := g.endStrangers(routes, s.linger); err != nil {
+		return err
+	}
+	if len(routes) > 0 {
+		g.served = map[string]bool{}
+	}
+	g.unused.Store(max(g.unused.Load(), int64(s.unused())))
+	t := newRouting()
+	t.policies, t.routes, t.book = s.found.policies, map[*namedRoute]bool{}, s.found.book
+	for _, r := range routes {
+		t.routes[r], g.served[r.state] = true, true
+		for _, prefix := range r.pools {
+			t.pools = append(t.pools, pool{prefix, r.book})
+		}
+		if !slices.Contains(t.classes, r.class) {
+			t.classes = append(t.classes, r.class)
+		}
+		r.book.SetMax(s.limits.mappings)
+	}
+	// Names that are asked for from here on have their new route, and then addresses of
+	// before besides; the other way round, they might have some of a route that goes.
+	g.routing.Store(t)
+	close(was.changed)
+	if was.book != "" && was.book != t.book {
+		t.restore()
+	}
+	g.rehome(t, len(was.routes) == 0)
+	if g.end == nil {
+		var ctx context.Context
+		ctx, g.end = context.WithCancel(context.Background())
+		g.working.Go(func() { g.tidy(ctx) })
+		g.working.Go(func() { g.cuts.run(ctx, g.router) })
+	}
+	return nil
+}
+
+// rehome gives names that have another route now to that, with the addresses that they
+// have. At the first time, these may be of other pools, and nobody has them.
+func (g *guard) rehome(t *routing, first bool) {
+	for _, b := range t.books() {
+		err := b.Rehome(context.Background(), func(old, name string) (string, bool) {
+			now := t.of(name, old)
+			if now == nil || now.kernel.Name == old || now.book != b {
+				return "", false
+			}
+			if !first && !slices.ContainsFunc(g.rules.Routes, func(k backend.Route) bool { return k.Name == old && slices.Equal(k.Pools, now.pools) }) {
+				return "", false
+			}
+			return now.kernel.Name, true
+		})
+		if err != nil {
+			log.Errorf("%s: names whose route has changed may lose their addresses: %v", b.path, err)
+		}
+	}
+}
+
+// books are those of the pools, each once.
+func (t *routing) books() (all []*book) {
+	for _, p := range t.pools {
+		if !slices.Contains(all, p.book) {
+			all = append(all, p.book)
+		}
+	}
+	return all
+}
+
+// restore has books map their addresses again that the kernel has forgotten because there
+// is another book than before.
+func (t *routing) restore() {
+	for _, b := range t.books() {
+		if err := b.Restore(context.Background()); err != nil {
+			log.Errorf("%s: clients have to ask again before they get to mapped addresses: %v", b.path, err)
+		}
+	}
+}
+
+// warnOverlap tells of addresses that the machine has got since it started.
+func (g *guard) warnOverlap(s *settings) {
+	if len(s.found.routes) == 0 {
+		return
+	}
+	machine := g.addresses()
+	for _, r := range s.found.routes {
+		for _, pool := range r.pools {
+			if on, ok := overlapped(pool, machine); ok {
+				g.overlaps.Do(func() {
+					log.Warningf("%s: pool %s overlaps %s, where this machine now has the address %s: one of the two does not work. Give the route another pool", r.place, pool, on.Masked(), on.Addr())
+				})
+			}
+		}
+	}
+}

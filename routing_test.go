@@ -1,0 +1,265 @@
+package ipdestinationguard
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coredns/caddy"
+	"github.com/miekg/dns"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+)
+
+const (
+	wwwAnswer = "www.routed.test. 30 A 9.9.9.9"
+	wwwMapped = "www.routed.test. 30 IN A 100.96.0.1\n"
+)
+
+// ask asks for www.routed.test from the machine itself.
+func (r *rig) ask() string { r.Helper(); return r.at("127.0.0.1").ask("www.routed.test. A", wwwAnswer) }
+
+// A name keeps its addresses, and who connects to them is translated all the time.
+func TestReloadKeepsMappedAddresses(t *testing.T) {
+	block := func(options ...string) string {
+		return "ipdestinationguard {\nmode nft-both\n" + strings.Join(options, "\n") + "\n}"
+	}
+	for _, tt := range []struct{ name, before, after string }{
+		{"nothing changes", routedBoth, routedBoth},
+		{"another TTL", routedBoth, block("route **.routed.test {\nttl 1s 50s\n}")},
+		{"another pattern", routedBoth, block("route *.routed.test")},
+		{"another egress", routedBoth, block("route **.routed.test {\negress 9.9.9.7 2620:fe::7\n}")},
+		{"another way", routedBoth, block("route **.routed.test {\nfwmark 7\n}", "route b.test")},
+		{"another route beside it", routedBoth, block("route **.routed.test", "route **.b.test {\nfwmark 7\n}")},
+		{"a more specific pattern", routedBoth, block("route **.routed.test", "route www.routed.test {\nfwmark 7\n}")},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t, tt.before)
+			r.wantText(r.ask(), wwwMapped)
+			mapped := netip.MustParseAddr("100.96.0.1")
+			r.kernel.Connect(mapped)
+			r.arm(tt.after)
+			r.wantMapped("100.96.0.1 > 9.9.9.9")
+			r.wantText(r.ask(), wwwMapped)
+			r.wantMapped("100.96.0.1 > 9.9.9.9")
+			if real := r.kernel.Connect(mapped); real.String() != "9.9.9.9" {
+				t.Errorf("connected to %v", real)
+			}
+			if got := r.kernel.Connected(mapped); len(got) != 2 {
+				t.Errorf("a live connection has ended: %v", got)
+			}
+		})
+	}
+}
+
+// Before the old rules go, names are where they are in the new ones: nobody is refused in
+// between.
+func TestReloadGoesOverABridge(t *testing.T) {
+	r := newRig(t, routedBoth)
+	r.ask()
+	old := r.guard.rules.Routes[0].Name
+	r.arm("ipdestinationguard {\nmode nft-both\nroute **.routed.test {\nfwmark 7\n}\n}")
+	if now := r.guard.rules.Routes; len(now) != 1 || now[0].Name == old || r.kernel.Mapped()[0].Route != now[0].Name {
+		t.Errorf("in force: %v, mapped: %v", now, r.kernel.Mapped())
+	}
+}
+
+// A route that goes takes its addresses along.
+func TestReloadWithoutRoutes(t *testing.T) {
+	r := newRig(t, routedBoth)
+	r.ask()
+	had := r.policy
+	r.arm("ipdestinationguard nft-both")
+	r.wantMapped()
+	r.wantText(r.ask(), "www.routed.test. 30 IN A 9.9.9.9\n")
+	if len(r.guard.books.list()) != 0 {
+		t.Error("the book is open still")
+	}
+	// A late answer of the old Corefile.
+	r.policy = had
+	r.guard.settings.Load().hold = 10 * time.Millisecond
+	r.wantText(r.ask(), "SERVFAIL\nOther: the firewall has no such route now\n")
+	r.arm(routedBoth)
+	r.wantText(r.ask(), wwwMapped)
+}
+
+// The handlers of a new Corefile answer before it is in force: with the route that the name
+// has by then, or else when it has one.
+func TestAnswersBeforeTheirRouteIsInForce(t *testing.T) {
+	r := newRig(t, routedBoth)
+	r.wantText(r.ask(), wwwMapped)
+	policyOf := func(directive string) *policy {
+		p := r.policyOf(directive)
+		s := *r.guard.settings.Load()
+		for _, of := range p.routes {
+			of.state = r.book
+		}
+		s.found.policies = []*policy{p}
+		if err := r.guard.prepareRoutes(&s); err != nil {
+			t.Fatal(err)
+		}
+		p.private = append(p.private, examples)
+		return p
+	}
+	// As before, by the old egress.
+	r.policy = policyOf("ipdestinationguard {\nroute **.routed.test {\nfwmark 7\n}\n}")
+	r.wantText(r.ask(), wwwMapped)
+	r.wantMapped("100.96.0.1 > 9.9.9.9")
+
+	// New: it has to wait.
+	const directive = "ipdestinationguard {\nmode nft-both\nroute **.new.test {\nfwmark 8\n}\n}"
+	r.policy = policyOf(directive)
+	done := make(chan string)
+	c := r.at("127.0.0.1")
+	go func() { done <- c.ask("www.new.test. A", "www.new.test. 30 A 9.9.9.10") }()
+	select {
+	case text := <-done:
+		t.Errorf("answered too early: %s", text)
+	case <-time.After(20 * time.Millisecond):
+	}
+	r.arm(directive)
+	r.wantText(<-done, "www.new.test. 30 IN A 100.96.0.2\n")
+}
+
+// A late answer of an old Corefile goes by the new one.
+func TestAnswersAfterTheirRoute(t *testing.T) {
+	r := newRig(t, routedBoth)
+	r.wantText(r.ask(), wwwMapped)
+	had := r.policy
+	r.clock.advance(3 * time.Minute) // or the new book would have to wait
+	r.arm("ipdestinationguard {\nmode nft-both\nroute **.routed.test {\nfwmark 7\nstate " + filepath.Join(t.TempDir(), "other.db") + "\n}\n}")
+	r.wantText(r.at("127.0.0.1").ask("b.routed.test. A", "b.routed.test. 30 A 9.9.9.10"), "b.routed.test. 30 IN A 100.96.0.1\n")
+	r.policy = had
+	r.wantText(r.ask(), strings.Replace(wwwMapped, "0.1", "0.2", 1))
+}
+
+// A second book makes the kernel forget what it knew of the first; it is told again.
+func TestSecondBookKeepsMappedAddresses(t *testing.T) {
+	r := newRig(t, routedBoth)
+	r.ask()
+	r.kernel.Connect(netip.MustParseAddr("100.96.0.1"))
+	r.arm("ipdestinationguard {\nmode nft-both\nroute **.routed.test\nroute **.b.test {\npool 10.9.0.0/16 fd09::/64\nstate " + filepath.Join(t.TempDir(), "other.db") + "\n}\n}")
+	r.wantMapped("100.96.0.1 > 9.9.9.9")
+	transactions := r.kernel.Transactions()
+	r.wantText(r.ask(), wwwMapped)
+	r.wantTransactions(transactions)
+	if got := r.kernel.Connected(netip.MustParseAddr("100.96.0.1")); len(got) != 1 {
+		t.Errorf("a live connection has ended")
+	}
+}
+
+// A name keeps its addresses for as long as somebody may have a grant for them.
+func TestUnusedOutlastsGrants(t *testing.T) {
+	for directive, want := range map[string]time.Duration{
+		"ipdestinationguard nft-local": 48 * time.Hour,
+		"ipdestinationguard {\nmode nft-local\nttl 1s 100h\nmargin 10h\nlinger 1h\n}": 112 * time.Hour,
+	} {
+		s, _, err := parse(caddy.NewTestController("dns", directive))
+		if err != nil || s.unused() != want {
+			t.Error(s.unused(), err)
+		}
+	}
+}
+
+// A restart finds the names' addresses in the file.
+func TestRestartKeepsMappedAddresses(t *testing.T) {
+	r := newRig(t, routedBoth)
+	r.at("127.0.0.1").ask("a.routed.test. A", "a.routed.test. 30 A 9.9.9.1")
+	r.ask()
+	if err := r.guard.close(); err != nil {
+		t.Fatal(err)
+	}
+	again := newRig(t, "ipdestinationguard nft-both")
+	again.book = r.book
+	again.arm("ipdestinationguard {\nmode nft-both\nroute www.routed.test {\nfwmark 7\n}\n}")
+	again.wantText(again.ask(), strings.Replace(wwwMapped, "0.1", "0.2", 1))
+	again.wantMapped("100.96.0.2 > 9.9.9.9")
+}
+
+// With a book that knows nothing of them, connections into its pools end before it gives
+// out an address.
+func TestNewBookEndsStrangeConnections(t *testing.T) {
+	r := newRig(t, routedBoth)
+	r.ask()
+	mapped := netip.MustParseAddr("100.96.0.1")
+	r.kernel.Connect(mapped)
+	r.arm("ipdestinationguard {\nmode nft-both\nroute **.routed.test {\nstate " + filepath.Join(t.TempDir(), "other.db") + "\n}\n}")
+	if got := r.kernel.Connected(mapped); len(got) != 0 {
+		t.Errorf("connected to %v", got)
+	}
+	r.wantMapped()
+	// Somebody has a grant still, and could get to where he did not want to.
+	r.wantText(r.ask(), "SERVFAIL\nNot Ready: mapped addresses that the file knows nothing of are open to clients still, for another 1m31s\n")
+	r.clock.advance(90 * time.Second)
+	r.wantText(r.ask(), "SERVFAIL\nNot Ready: mapped addresses that the file knows nothing of are open to clients still, for another 1s\n")
+	r.clock.advance(time.Second)
+	r.wantText(r.ask(), wwwMapped)
+}
+
+// When the kernel has lost what it knew, it is told again by the next answer.
+func TestLostMappingsComeBack(t *testing.T) {
+	r := newRig(t, routedBoth)
+	r.ask()
+	r.kernel.Lose()
+	r.wantText(r.ask(), wwwMapped)
+	r.wantMapped("100.96.0.1 > 9.9.9.9")
+}
+
+// A name that nobody asks for gives its addresses back, once nothing is connected.
+func TestUnusedNames(t *testing.T) {
+	r := newRig(t, routedBoth)
+	r.ask()
+	r.clock.advance(tidyUnused)
+	r.guard.tidyOnce(t.Context())
+	r.wantMapped()
+	r.clock.advance(2 * tidyInterval)
+	r.guard.tidyOnce(t.Context())
+	r.wantText(r.at("127.0.0.1").ask("b.routed.test. A", "b.routed.test. 30 A 9.9.9.10"), strings.Replace(strings.Replace(wwwMapped, "www", "b", 1), "0.1", "0.2", 1))
+}
+
+// The book and its folder are nobody else's.
+func TestBookIsPrivate(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "new", "mappings.db")
+	r := newRig(t, "ipdestinationguard nft-local")
+	r.book = path
+	r.arm(routedBoth)
+	for _, p := range []string{filepath.Dir(path), path} {
+		info, err := os.Stat(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s: %v", p, info.Mode())
+		}
+	}
+}
+
+// A backend that cannot translate is told apart at the start.
+func TestRoutesNeedARouter(t *testing.T) {
+	type bare struct{ backend.Backend } // and nothing else
+	g := newGuard(func(*backend.InForce, backend.Observer) backend.Backend { return bare{} }, alone, time.Now)
+	err := g.prepareRoutes(&settings{found: found{policies: []*policy{{routes: []*namedRoute{{place: "Corefile:3"}}}}}})
+	if err == nil || err.Error() != "Corefile:3: this kind of firewall cannot translate addresses, which routes need: leave them out" {
+		t.Error(err)
+	}
+}
+
+// What the guard has opened is closed, and nothing is answered any more.
+func TestCloseWithRoutes(t *testing.T) {
+	r := newRig(t, routedBoth)
+	r.ask()
+	if err := r.guard.close(); err != nil {
+		t.Fatal(err)
+	}
+	if text := r.ask(); !strings.HasPrefix(text, dns.RcodeToString[dns.RcodeServerFailure]) {
+		t.Error(text)
+	}
+	removing := newRig(t, "ipdestinationguard {\nmode nft-both\non_exit remove\nroute **.routed.test\n}")
+	if err := removing.guard.close(); err != nil {
+		t.Fatal(err)
+	}
+	removing.wantText(removing.ask(), "www.routed.test. 30 IN A 9.9.9.9\n")
+}
