@@ -11,6 +11,8 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
 // TestSize500k: half a million mapped addresses, of as many names at worst, fit into memory
@@ -74,7 +76,7 @@ func refill(t testing.TB, b *Book, names, slots int) {
 	err := b.store.do(context.Background(), func(tx *bolt.Tx) error {
 		for i := range names {
 			for k, real := range realsOf(i, slots) {
-				for a = a.Next(); contains(sentinels, a); {
+				for a = a.Next(); contains(backend.Sentinels, a); {
 					a = a.Next()
 				}
 				err := putOwned(tx, 0, a.As16(), uint16(k+1), "a1b2c3d4e5\x00"+nameOf(i))

@@ -5,6 +5,8 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
 // space is the addresses of one IP version that some routes take theirs from.
@@ -35,18 +37,11 @@ type held struct {
 	asker   uint32
 }
 
-// Sentinels stand for the name servers of machines that use the gateway, so that these can
-// tell whether it works. They belong to no name.
-var sentinels = []netip.Prefix{
-	netip.MustParsePrefix("100.100.111.0/24"),
-	netip.MustParsePrefix("fd00:2021:1111:8000:100:100:111:0/120"),
-}
-
 // skipped reports whether an address of a pool is never a name's. The first one of a
 // network, and with IPv4 the last, mean something else to machines that believe the pool to
 // be on their wire.
 func skipped(pool netip.Prefix, a netip.Addr) bool {
-	if contains(sentinels, a) {
+	if contains(backend.Sentinels, a) {
 		return true
 	}
 	if a.BitLen()-pool.Bits() < 2 {
@@ -66,7 +61,7 @@ func Room(pools []netip.Prefix) (n uint64) {
 // size is how many addresses of a pool names can have.
 func size(pool netip.Prefix) uint64 {
 	n := addresses(pool)
-	for _, s := range sentinels {
+	for _, s := range backend.Sentinels {
 		if s.Overlaps(pool) {
 			n -= min(n, addresses(s))
 		}
@@ -79,7 +74,7 @@ func size(pool netip.Prefix) uint64 {
 		ends = append(ends, last4(pool))
 	}
 	for _, a := range ends {
-		if !contains(sentinels, a) {
+		if !contains(backend.Sentinels, a) {
 			n--
 		}
 	}
