@@ -141,10 +141,22 @@ func (p *path) first(judge string) chain {
 	if p.forward {
 		c.base = &routedForwardBase
 	}
+	c.rules = p.sentinels()
 	for _, pool := range pools(p.rules.Routes) {
 		c.rules = append(c.rules, rule{"mapped addresses", append([]match{destinationIn(pool)}, p.guarded()...), jump(judge)})
 	}
 	return c
+}
+
+// sentinels let pass what goes to sentinels of this machine. Their networks lie in the middle of the
+// pool that routes have unless told otherwise, and no name has an address of them.
+func (p *path) sentinels() (rules []rule) {
+	for _, network := range backend.Sentinels {
+		if slices.ContainsFunc(pools(p.rules.Routes), network.Overlaps) {
+			rules = append(rules, rule{"a sentinel of this machine", []match{destinationIn(network), toSelf}, accept})
+		}
+	}
+	return rules
 }
 
 // guarded are the conditions that a packet is of those that the path is about.

@@ -141,7 +141,7 @@ func (rs *ruleset) addChains(r backend.Rules) {
 		o, p := rs.output(r), &path{&r, false}
 		u := resolvers{r.Upstream, r.Self, o.refuse}
 		rs.chains = append(slices.Concat(rs.chains, u.chains(), o.chains(), o.liveChains(o.always()), p.chains(o, u)), chain{chainOutput, &outputBase, slices.Concat(
-			p.translated(), alive(o.refuse, u.live(), o.live(), o.known()), p.unassigned("no name has this address"), neighbours(o.refuse),
+			p.translated(), alive(o.refuse, u.live(), o.live(), o.known()), p.sentinels(), p.unassigned("no name has this address"), neighbours(o.refuse),
 			dhcpClient(accept), allowed("allowed-local", accept), u.open(), u.shut(), o.rules(), refuse(o.refuse))})
 	}
 	if r.Gateway {

@@ -5,6 +5,8 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
 // space is the addresses of one IP version that some routes take theirs from.
@@ -37,15 +39,12 @@ type held struct {
 }
 
 // What means something else, and belongs to no name.
-var reserved = []netip.Prefix{
-	// Sentinels: they stand for the name servers of machines.
-	netip.MustParsePrefix("100.100.111.0/24"),
-	netip.MustParsePrefix("fd00:2021:1111:8000:100:100:111:0/120"),
+var reserved = append([]netip.Prefix{
 	// Metadata and name servers of a cloud, for machines in it.
 	netip.MustParsePrefix("100.100.100.200/32"),
 	netip.MustParsePrefix("100.100.2.136/32"),
 	netip.MustParsePrefix("100.100.2.138/32"),
-}
+}, backend.Sentinels...)
 
 // skipped reports whether an address of a pool is never a name's. The first one of a
 // network, and with IPv4 the last, mean something else to machines that believe the pool to
