@@ -11,8 +11,6 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
-
-	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
 // TestSize500k: half a million mapped addresses, of as many names at worst, fit into memory
