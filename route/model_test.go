@@ -23,7 +23,8 @@ type model struct {
 	slots   map[string][]netip.Addr  // of a name and IP version, in order
 	retired map[netip.Addr]bool      // not of the pools when the name was answered
 	owner   map[netip.Addr]string    // as the book has said
-	ended   map[netip.Addr]time.Time // when an address stopped being somebody's
+	free    map[netip.Addr]time.Time // when another name may have an address at the earliest
+	late    map[netip.Addr]bool      // what the name did not want any more when it was last answered
 	saved   map[string]time.Time     // the same, as it is on disk
 }
 
@@ -55,7 +56,7 @@ func TestModel(t *testing.T) {
 
 func newModel(t *testing.T, seed uint64) *model {
 	m := &model{desk: newDesk(t), random: rand.New(rand.NewPCG(seed, 7)), home: make([]int, modelNames),
-		asked: map[string]time.Time{}, slots: map[string][]netip.Addr{}, owner: map[netip.Addr]string{}, retired: map[netip.Addr]bool{}, ended: map[netip.Addr]time.Time{}}
+		asked: map[string]time.Time{}, slots: map[string][]netip.Addr{}, owner: map[netip.Addr]string{}, retired: map[netip.Addr]bool{}, free: map[netip.Addr]time.Time{}}
 	m.pools = [][]string{{"10.0.0.0/26", "fd00::/122"}, {"10.0.1.0/26", "fd00::100/122"}, {"10.0.0.0/25", "fd00::/121"}}
 	m.routes = []*Route{routed("r0", 3, m.pools[0]...), routed("r1", 3, m.pools[0]...), routed("r2", 3, m.pools[1]...)}
 	for i := range m.home {
@@ -242,9 +243,6 @@ func (m *model) kernelHas(mapped, reals []netip.Addr) bool {
 // look compares whose addresses are with what it was.
 func (m *model) look(what string) {
 	m.Helper()
-	for _, h := range m.leaving {
-		m.retired[addrOf(h.version, h.addr)] = true
-	}
 	connected := map[netip.Addr]bool{}
 	for c := range m.live {
 		connected[c[0]] = true
@@ -257,8 +255,8 @@ func (m *model) look(what string) {
 			switch {
 			case now == was:
 			case was == "":
-				if connected[a] || m.time.Sub(m.ended[a]) < time.Minute && !m.ended[a].IsZero() {
-					m.Errorf("%s: %v is %s's: connected %v, ended %v before", what, a, now, connected[a], m.time.Sub(m.ended[a]))
+				if connected[a] || m.time.Before(m.free[a]) {
+					m.Errorf("%s: %v is %s's: connected %v, to be free only %v later", what, a, now, connected[a], m.free[a].Sub(m.time))
 				}
 			case now == "":
 				m.gone(what, a, was, connected[a])
@@ -268,12 +266,20 @@ func (m *model) look(what string) {
 			m.owner[a] = now
 		}
 	}
+	m.late = map[netip.Addr]bool{}
+	for _, h := range m.leaving {
+		a := addrOf(h.version, h.addr)
+		m.retired[a], m.late[a] = true, true
+	}
 }
 
 // gone checks that an address may have left its name.
 func (m *model) gone(what string, a netip.Addr, name string, connected bool) {
 	m.Helper()
-	m.ended[a] = m.time
+	m.free[a] = m.time.Add(time.Minute)
+	if m.late[a] {
+		m.free[a] = m.time.Add(long)
+	}
 	delete(m.owner, a)
 	defer delete(m.retired, a)
 	for key, slots := range m.slots {

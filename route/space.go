@@ -24,7 +24,7 @@ type space struct {
 // rest is an address that nobody has any more.
 type rest struct {
 	addr   ip
-	at     int32 // since when
+	at     int32 // since when it is free, or can be at the earliest
 	mapped bool  // the router may still translate it
 }
 
@@ -33,6 +33,7 @@ type held struct {
 	version int
 	addr    ip
 	asker   uint32
+	late    bool // it was the name's until a moment ago, so clients may still have it
 }
 
 // Sentinels stand for the name servers of machines that use the gateway, so that these can
@@ -247,15 +248,15 @@ func (b *Book) unreserve(e *entry, addrs []ip) {
 	defer b.mu.Unlock()
 	for i := len(addrs) - 1; i >= 0; i-- {
 		b.count[v]--
-		b.unshareLocked(held{v, addrs[i], e.asker})
+		b.unshareLocked(held{version: v, addr: addrs[i], asker: e.asker})
 		b.freeLocked(v, rest{addr: addrs[i], at: math.MinInt32})
 	}
 }
 
 // leaveLocked: an entry has no use for these any more.
-func (b *Book) leaveLocked(e *entry, slots []slot) {
+func (b *Book) leaveLocked(e *entry, slots []slot, late bool) {
 	for _, s := range slots {
-		b.leaving = append(b.leaving, held{e.version(), s.mapped, e.asker})
+		b.leaving = append(b.leaving, held{e.version(), s.mapped, e.asker, late})
 	}
 }
 
