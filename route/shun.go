@@ -33,7 +33,7 @@ func (b *Book) Shun(ctx context.Context, addrs []netip.Addr) error {
 			s.free -= min(s.free, 1)
 		}
 		b.pages[v].set(a, isResting)
-		shunned = append(shunned, rest{addr: a, at: now})
+		shunned = append(shunned, rest{addr: a, at: now + rests})
 	}
 	b.resting = append(b.resting, shunned...)
 	b.mu.Unlock()
