@@ -37,6 +37,14 @@ func (t *routing) find(addr netip.Addr) *pool {
 	return nil
 }
 
+// owner returns the name that has a mapped address.
+func (t *routing) owner(addr netip.Addr) (name string, ok bool) {
+	if p := t.find(addr); p != nil {
+		return p.NameOf(addr)
+	}
+	return "", false
+}
+
 // of returns the route that a name has by what is in force, or nil. If server blocks differ
 // in that, it is the one that is called so in the kernel, or else the first.
 func (t *routing) of(name, kernel string) (first *namedRoute) {

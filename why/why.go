@@ -83,9 +83,9 @@ type Knowledge struct {
 	Answers func(netip.Addr) []Answer                           // the latest first
 	Own     func(netip.Addr) bool                               // addresses of this machine
 
-	// Mapped returns whose address of a route's pool it is, and the real one behind it. Without
-	// it, each such address is taken for somebody's.
-	Mapped func(netip.Addr) (name string, real netip.Addr, ok bool)
+	// Mapped returns whose address of a route's pool it is. Without it, each such address is
+	// taken for somebody's.
+	Mapped func(netip.Addr) (name string, ok bool)
 
 	Margin time.Duration              // for the text
 	Call   func(backend.Scope) string // what people call a holder; nil is as it is
@@ -136,15 +136,12 @@ func (k *Knowledge) mapped(f *Flow) Verdict {
 	if k.Mapped == nil {
 		return k.grants(f)
 	}
-	name, real, ok := k.Mapped(f.To)
-	switch {
-	case !ok:
+	name, ok := k.Mapped(f.To)
+	if !ok {
 		return refuse(Unassigned, "unassigned: an address of a route's pool that no name has now")
-	case k.Own != nil && k.Own(real):
-		return refuse(Stripped, "mapped address of %s, behind which is an address of this machine", Plain(name))
 	}
 	v := k.grants(f)
-	v.Text = fmt.Sprintf("mapped address of %s (now %v): %s", Plain(name), real, v.Text)
+	v.Text = fmt.Sprintf("mapped address of %s: %s", Plain(name), v.Text)
 	return v
 }
 
