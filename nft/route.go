@@ -126,7 +126,7 @@ func (p *path) judge(o opening) chain {
 	if p.forward && p.rules.Capture != 0 {
 		captured = []rule{{"plain DNS of clients: captured", []match{tcpOrUDP, plainDNSPort}, accept}}
 	}
-	return chain{o.chain, nil, slices.Concat(marks, alive(o.refuse, o.live(), o.known()), noSourceRoutes(o.refuse), captured, p.noMiddle(), o.rules(), refuse(o.refuse))}
+	return chain{o.chain, nil, slices.Concat(o.straight(), marks, alive(o.refuse, o.live(), o.known()), captured, p.noMiddle(), o.rules(), refuse(o.refuse))}
 }
 
 // noMiddle refuses what is of no connection that is known: one has been ended. It was with
@@ -254,5 +254,5 @@ func (p *path) chains(o opening, u resolvers) []chain {
 	o.chain = p.name(setMapped)
 	judged := p.judged(o.chain)
 	o.refuse = judged.verdict()
-	return slices.Concat(p.atOnce().chains(), judged.chains(), o.chains(), o.liveChains(nil), []chain{p.judge(o), p.first(o.chain), p.translate(), p.pass(u)})
+	return slices.Concat(p.atOnce().chains(), judged.chains(), o.chains(), o.liveChains(nil), []chain{o.optionsChain(), p.judge(o), p.first(o.chain), p.translate(), p.pass(u)})
 }
