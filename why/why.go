@@ -120,7 +120,13 @@ func (k *Knowledge) Explain(f *Flow) Verdict {
 			return pass(Upstream, "CoreDNS asks upstream")
 		}
 		return refuse(OthersAsk, "only CoreDNS asks upstream")
-	case f.asks() && (f.Port == 53 || f.Port == 853) && !k.Rules.DNSPorts:
+	}
+	return k.opened(f)
+}
+
+// opened is what becomes of packets that only a grant can open the way to.
+func (k *Knowledge) opened(f *Flow) Verdict {
+	if f.asks() && (f.Port == 53 || f.Port == 853) && !k.Rules.DNSPorts {
 		return refuse(DNSPort, "dns port: no answer opens another resolver")
 	}
 	return k.grants(f)
@@ -134,13 +140,13 @@ func (k *Knowledge) pooled(addr netip.Addr) bool {
 // mapped is what becomes of packets to an address of a pool: only a grant opens it.
 func (k *Knowledge) mapped(f *Flow) Verdict {
 	if k.Mapped == nil {
-		return k.grants(f)
+		return k.opened(f)
 	}
 	name, ok := k.Mapped(f.To)
 	if !ok {
 		return refuse(Unassigned, "unassigned: an address of a route's pool that no name has now")
 	}
-	v := k.grants(f)
+	v := k.opened(f)
 	v.Text = fmt.Sprintf("mapped address of %s: %s", Plain(name), v.Text)
 	return v
 }

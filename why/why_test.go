@@ -201,15 +201,17 @@ func TestExplainMapped(t *testing.T) {
 	k.Mapped = func(a netip.Addr) (string, bool) { return "www.example.com", a != addr(free) }
 	for _, tt := range []struct {
 		to     string
+		port   uint16
 		passes bool
 		want   Reason
 		text   string
 	}{
-		{mapped, true, Granted, "mapped address of www.example.com: opened by an answer"},
-		{unknown, false, NeverResolved, "mapped address of www.example.com: never resolved here"},
-		{free, false, Unassigned, "unassigned"},
+		{mapped, 853, false, DNSPort, "mapped address of www.example.com: dns port"},
+		{mapped, 443, true, Granted, "mapped address of www.example.com: opened by an answer"},
+		{unknown, 443, false, NeverResolved, "mapped address of www.example.com: never resolved here"},
+		{free, 443, false, Unassigned, "unassigned"},
 	} {
-		f := Flow{To: addr(tt.to), Protocol: tcp, Port: 443}
+		f := Flow{To: addr(tt.to), Protocol: tcp, Port: tt.port}
 		if v := k.Explain(&f); v.Passes != tt.passes || v.Reason != tt.want || !strings.HasPrefix(v.Text, tt.text) {
 			t.Errorf("%s: %+v, want %s: %s", tt.to, v, tt.want, tt.text)
 		}
