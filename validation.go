@@ -118,11 +118,24 @@ func (v *validation) judge(ctx context.Context, q dns.Question) (*validate.Answe
 	return validator.Validate(ctx, q)
 }
 
+var errNotOfInternet = &unproven{dns.ExtendedErrorCodeDNSSECIndeterminate,
+	"there are addresses in the answer to what is no question of the internet, and only those are validated here"}
+
 // validated returns the answer that may be given instead of m: the very one that was
 // validated, since another could come by another way; or why there is none.
 func (q *query) validated(v *validation, m *dns.Msg) (*dns.Msg, error) {
-	if q.request.Opcode != dns.OpcodeQuery || q.question.Qclass != dns.ClassINET ||
-		m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError || !v.concerns(q.question.Name) {
+	if !v.concerns(q.question.Name) {
+		return m, nil
+	}
+	// The rest of an extended code is not seen by clients without EDNS, nor when it is looked
+	// at what the answer opens.
+	if rcode := m.Rcode & 0xf; rcode != dns.RcodeSuccess && rcode != dns.RcodeNameError {
+		return m, nil
+	}
+	if q.request.Opcode != dns.OpcodeQuery || q.question.Qclass != dns.ClassINET {
+		if targets, err := readAnswer(q.question, m, nil); err != nil || len(targets) > 0 {
+			return nil, errNotOfInternet
+		}
 		return m, nil
 	}
 	a, err := v.judge(q.Context, q.question)

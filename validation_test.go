@@ -130,6 +130,44 @@ func TestNothingToValidate(t *testing.T) {
 	}
 }
 
+// What only looks like something that has no addresses is not let off: clients without EDNS see
+// no more than half of a code, and the chain answers for other classes and operations too.
+func TestNothingGetsPastValidation(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		asks   func(*dns.Msg)
+		rcode  int
+		judged int
+	}{
+		{"an extended code that others take for success", func(*dns.Msg) {}, dns.RcodeBadVers, 1},
+		{"another of them", func(*dns.Msg) {}, 2 << 4, 1},
+		{"another class", func(r *dns.Msg) { r.Question[0].Qclass = dns.ClassCHAOS }, dns.RcodeSuccess, 0},
+		{"every class", func(r *dns.Msg) { r.Question[0].Qclass = dns.ClassANY }, dns.RcodeSuccess, 0},
+		{"another operation", func(r *dns.Msg) { r.Opcode = dns.OpcodeNotify }, dns.RcodeSuccess, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t, "ipdestinationguard nft-local")
+			v := &judged{answer: &validate.Answer{Verdict: validate.Bogus}}
+			validating(t, r.policy, v)
+			forging := test.HandlerFunc(func(_ context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+				m := new(dns.Msg).SetReply(r)
+				m.Rcode, m.Answer = tt.rcode, records(t, "a.test. 300 IN A 6.6.6.6")
+				m.SetEdns0(4096, false)
+				return dns.RcodeSuccess, w.WriteMsg(m)
+			})
+			req := request(t, "a.test. A")
+			tt.asks(req)
+			c := r.client()
+			if _, err := c.serve(req, forging); err != nil {
+				t.Fatal(err)
+			}
+			if len(c.granted) > 0 || c.Msg.Rcode != dns.RcodeServerFailure || len(v.asked) != tt.judged {
+				t.Errorf("granted %v, judged %d times:\n%v", c.granted, len(v.asked), c.Msg)
+			}
+		})
+	}
+}
+
 // A validator is started by the first question, and after the end by none.
 func TestValidatorIsStartedOnce(t *testing.T) {
 	started, real := 0, newValidator
