@@ -35,11 +35,11 @@ const (
 	errNoClient      = errExcluded("only its clients may ask here, and your address is none of theirs")
 )
 
-// excludes says why who asks may not, or nothing. Lookups inside of an answer are those
+// excludes says why who asks may not, where not everybody may, or nothing. Lookups inside of an answer are those
 // of who asked outside.
 func (h *Handler) excludes(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) error {
 	c := &h.policy.clients
-	if c.empty() || ctx.Value(insideKey{}) != nil {
+	if ctx.Value(insideKey{}) != nil {
 		return nil
 	}
 	if err := h.guard.await(ctx); err != nil {

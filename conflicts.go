@@ -138,9 +138,11 @@ func (s *settings) conflict(r *namedRoute, pool netip.Prefix, machine []netip.Pr
 }
 
 // overlapped returns the first address of the machine, with its network, that has something
-// to do with a pool.
+// to do with a pool. Sentinels have not: no name has their addresses.
 func overlapped(pool netip.Prefix, machine []netip.Prefix) (netip.Prefix, bool) {
-	i := slices.IndexFunc(machine, func(on netip.Prefix) bool { return on.Overlaps(pool) })
+	i := slices.IndexFunc(machine, func(on netip.Prefix) bool {
+		return on.Overlaps(pool) && !(on.IsSingleIP() && contains(backend.Sentinels, on.Addr()))
+	})
 	if i < 0 {
 		return netip.Prefix{}, false
 	}

@@ -131,7 +131,7 @@ func (d *denied) judge(f *flowlog.Flow) (j judgement) {
 		j.reason, j.text = belongsNowhere, "belongs to no connection that is known: forged, or late, or its answers go another way"
 		return j
 	case f.Packet.SourceRouted:
-		j.reason, j.text = laidDown, "the sender has laid down its route (source routing)"
+		j.reason, j.text = laidDown, "the sender has laid down its route, or may have: it has IP options or a routing header"
 		return j
 	}
 	flow := why.Flow{To: f.Addr, Protocol: f.Protocol, Port: f.Port, Program: program}

@@ -22,7 +22,7 @@ func (g *guard) knowledge() *why.Knowledge {
 	rules := g.rules
 	g.arming.Unlock()
 	return &why.Knowledge{
-		Rules: rules, InForce: g.inForce.Lookup, Answers: g.history.Of, Own: g.own,
+		Rules: rules, InForce: g.inForce.Lookup, Answers: g.history.Of, Own: g.own, Mapped: g.routing.Load().owner,
 		Margin: g.settings.Load().lease.Margin, Call: g.call, Now: g.now(),
 	}
 }

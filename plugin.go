@@ -31,16 +31,20 @@ func (h *Handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 	if len(r.Question) != 1 {
 		return dns.RcodeFormatError, nil // RFC 9619: there is one question
 	}
-	if why := h.excludes(ctx, w, r); why != nil {
-		return h.exclude(w, r, why)
+	if !h.policy.clients.empty() {
+		if why := h.excludes(ctx, w, r); why != nil {
+			return h.exclude(w, r, why)
+		}
 	}
 	if h.policy.canary {
 		if m := canary(r); m != nil {
 			return m.Rcode, w.WriteMsg(m)
 		}
 	}
-	if m := h.reverse(ctx, w, r); m != nil {
-		return m.Rcode, w.WriteMsg(m)
+	if t := h.guard.routing.Load(); len(t.pools) > 0 {
+		if m := h.reverse(ctx, w, r, t); m != nil {
+			return m.Rcode, w.WriteMsg(m)
+		}
 	}
 	if !guarded(ctx, r) {
 		return plugin.NextOrFailure(name, h.Next, ctx, w, r)

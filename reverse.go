@@ -17,11 +17,7 @@ const reverseTTL = 5
 // reverse returns the answer to a question for the name of a mapped address, or nil: no
 // other server knows of them. Who may not connect to an address is not told whose it is,
 // nor whether it is anybody's.
-func (h *Handler) reverse(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) *dns.Msg {
-	t := h.guard.routing.Load()
-	if len(t.pools) == 0 {
-		return nil
-	}
+func (h *Handler) reverse(ctx context.Context, w dns.ResponseWriter, r *dns.Msg, t *routing) *dns.Msg {
 	q := r.Question[0]
 	of, ok := reversed(q.Name)
 	if !ok || q.Qclass != dns.ClassINET || r.Opcode != dns.OpcodeQuery {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/route"
 )
 
 // routing is what routes are in force, from one Corefile to the next.
@@ -35,6 +36,14 @@ func (t *routing) find(addr netip.Addr) *pool {
 		}
 	}
 	return nil
+}
+
+// owner returns the name that has a mapped address.
+func (t *routing) owner(addr netip.Addr) (name string, ok bool) {
+	if p := t.find(addr); p != nil {
+		return p.NameOf(addr)
+	}
+	return "", false
 }
 
 // of returns the route that a name has by what is in force, or nil. If server blocks differ
@@ -121,6 +130,15 @@ func (g *guard) takeOver(s *settings) error {
 			t.classes = append(t.classes, r.class)
 		}
 		r.book.SetMax(s.limits.mappings)
+	}
+	for _, b := range t.books() {
+		var listed []*route.Route
+		for _, r := range routes {
+			if r.book == b {
+				listed = append(listed, &r.listed)
+			}
+		}
+		b.Use(listed)
 	}
 	// Names that are asked for from here on have their new route, and then addresses of
 	// before besides; the other way round, they might have some of a route that goes.

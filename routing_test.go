@@ -257,3 +257,10 @@ func TestCloseWithRoutes(t *testing.T) {
 	}
 	removing.wantText(removing.ask(), "www.routed.test. 30 IN A 9.9.9.9\n")
 }
+
+func TestFreeAddressesAreCountedFromTheStart(t *testing.T) {
+	r := newRig(t, routedBoth)
+	if v4, v6 := r.routing.Load().books()[0].Len(); v4.Free == 0 || v6.Free == 0 {
+		t.Errorf("free are %d of IPv4, %d of IPv6", v4.Free, v6.Free)
+	}
+}

@@ -120,9 +120,8 @@ func (v *validation) judge(ctx context.Context, q dns.Question) (*validate.Answe
 
 // validated returns the answer that may be given instead of m: the very one that was
 // validated, since another could come by another way; or why there is none.
-func (q *query) validated(m *dns.Msg) (*dns.Msg, error) {
-	v := q.handler.policy.validation
-	if v == nil || q.request.Opcode != dns.OpcodeQuery || q.question.Qclass != dns.ClassINET ||
+func (q *query) validated(v *validation, m *dns.Msg) (*dns.Msg, error) {
+	if q.request.Opcode != dns.OpcodeQuery || q.question.Qclass != dns.ClassINET ||
 		m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError || !v.concerns(q.question.Name) {
 		return m, nil
 	}

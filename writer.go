@@ -73,9 +73,11 @@ func (q *query) permitted(m *dns.Msg) (*dns.Msg, error) {
 	if err := g.await(q.Context); err != nil {
 		return nil, err
 	}
-	m, err := q.validated(m) // which may take long, and then who asks is looked for
-	if err != nil {
-		return nil, err
+	if v := q.handler.policy.validation; v != nil {
+		var err error
+		if m, err = q.validated(v, m); err != nil { // which may take long, and then who asks is looked for
+			return nil, err
+		}
 	}
 	scope, err := g.scope(q.Context, q, q.request, q.handler.policy)
 	if err != nil {

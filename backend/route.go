@@ -31,6 +31,14 @@ type Route struct {
 	Mark uint32 // of its packets, for policy routing; 0 is none
 }
 
+// Sentinels are networks whose addresses stand before the nameservers of machines, and belong to no
+// name, though pools may have them in the middle. On the machine itself they are as any other
+// address of it.
+var Sentinels = []netip.Prefix{
+	netip.MustParsePrefix("100.100.111.0/24"),
+	netip.MustParsePrefix("fd00:2021:1111:8000:100:100:111:0/120"),
+}
+
 // String spells the route for people.
 func (r *Route) String() string {
 	parts := []string{r.Name}

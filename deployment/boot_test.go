@@ -11,8 +11,8 @@ import (
 func TestBootRulesAreCoreDNSs(t *testing.T) {
 	running := chains(read(t, "../nft/testdata/both.nft"))
 	for file, names := range map[string][]string{
-		"boot-server.nft":  {"output"},
-		"boot-gateway.nft": {"output", "forward"},
+		"boot-server.nft":  {"options-output", "output"},
+		"boot-gateway.nft": {"options-output", "output", "options-forward", "forward"},
 	} {
 		boot := chains(read(t, file))
 		for _, name := range names {
@@ -34,7 +34,8 @@ func chains(ruleset string) map[string][]string {
 		line = strings.TrimSpace(line)
 		if before, comment, denied := strings.Cut(line, "goto denied-"); denied {
 			end := "reject with icmpx admin-prohibited"
-			if strings.HasPrefix(before, "ct state invalid") || strings.HasPrefix(before, "ip option") {
+			switch {
+			case strings.HasPrefix(before, "ct state invalid"), strings.HasPrefix(before, "exthdr rt"), strings.HasPrefix(chain, "options-"):
 				end = "drop"
 			}
 			_, comment, _ = strings.Cut(comment, " ")

@@ -82,31 +82,29 @@ func readIPv4(b []byte, f *backend.Flow, p *Packet) (source netip.Addr, transpor
 		return source, nil, false
 	}
 	p.Length = int(binary.BigEndian.Uint16(b[2:]))
-	p.SourceRouted = sourceRouted(b[20:size])
+	p.SourceRouted = size > 20 && mayBeSourceRouted(b[20:size])
 	f.Protocol = b[9]
 	f.Addr = netip.AddrFrom4([4]byte(b[16:20]))
 	return netip.AddrFrom4([4]byte(b[12:16])), b[size:], true
 }
 
-// sourceRouted looks for the options with which a sender lays down the route.
-func sourceRouted(options []byte) bool {
-	const end, none, loose, strict = 0, 1, 131, 137
-	for len(options) > 0 {
-		switch options[0] {
-		case end:
-			return false
-		case none:
+// mayBeSourceRouted looks for options with which a sender lays down the route. It is so, too,
+// where they are others than those that do no harm, or cannot be read to the end: nftables
+// refuses these, as the kernel might find a route in them.
+func mayBeSourceRouted(options []byte) bool {
+	const end, none, recordRoute, routerAlert = 0, 1, 7, 148
+	found := false
+	for len(options) > 0 && options[0] != end {
+		if options[0] == none {
 			options = options[1:]
 			continue
-		case loose, strict:
+		}
+		if len(options) < 2 || options[1] < 2 || int(options[1]) > len(options) || options[0] != recordRoute && options[0] != routerAlert {
 			return true
 		}
-		if len(options) < 2 || options[1] < 2 || int(options[1]) > len(options) {
-			return false
-		}
-		options = options[options[1]:]
+		found, options = true, options[options[1]:]
 	}
-	return false
+	return !found
 }
 
 // readIPv6 reads the headers of IPv6 up to the one that nftables takes for the transport's:
@@ -123,6 +121,7 @@ func readIPv6(b []byte, f *backend.Flow, p *Packet) (source netip.Addr, transpor
 		size := 0
 		switch next {
 		case hopByHop, routing, destination:
+			p.SourceRouted = p.SourceRouted || next == routing
 			if len(rest) >= 2 {
 				size = 8 + 8*int(rest[1])
 			}

@@ -77,10 +77,10 @@ func (l *List) Len() int {
 // arrangement of * and ? that names of this depth may have, of which a list has
 // a limited number. Nobody who chooses names can make it slower than that, since
 // where a name is looked for depends on random numbers.
-func (l *List) Match(name string) bool {
-	if l == nil {
-		return false
-	}
+func (l *List) Match(name string) bool { return l != nil && l.match(name) }
+
+// match is apart so that no list costs no call: mostly there is none.
+func (l *List) match(name string) bool {
 	var w wire
 	if !w.read(name) {
 		return false

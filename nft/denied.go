@@ -53,9 +53,7 @@ func newDenial(r backend.Rules, hook backend.Hook) denial {
 }
 
 // prohibited is how guarded chains refuse.
-var prohibited = append(noSourceRoutes(drop), rule{"refused, and the sender hears of it", nil, rejectProhibited})
-
-const laidDown = "no route that the sender has laid down"
+var prohibited = []rule{unanswered, {"refused, and the sender hears of it", nil, rejectProhibited}}
 
 // addDenials adds what the guarded chains send to the packets that they refuse.
 func (rs *ruleset) addDenials(r backend.Rules) {

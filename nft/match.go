@@ -157,8 +157,23 @@ func ipOption(name string, number byte) match {
 	}}
 }
 
-// Options with which a sender lays down a packet's route.
-var lsrr, ssrr = ipOption("lsrr", 131), ipOption("ssrr", 137)
+// Options with which a sender lays down a packet's route, and those that do no harm.
+var (
+	lsrr, ssrr               = ipOption("lsrr", 131), ipOption("ssrr", 137)
+	recordRoute, routerAlert = ipOption("rr", 7), ipOption("ra", 148)
+)
+
+// hasOptions is the condition that an IPv4 packet has any: its header is longer than five
+// times four bytes.
+var hasOptions = match{text: "ip hdrlength != 5", ip: isIPv4, exprs: []expr.Any{
+	payload(expr.PayloadBaseNetworkHeader, 0, 1)(register), mask(0x0f), compare(expr.CmpOpNeq, 5),
+}}
+
+// routingHeader is the condition that an IPv6 packet has one, of whatever type (RFC 8200,
+// section 4.4).
+var routingHeader = match{text: "exthdr rt exists", ip: isIPv6, exprs: []expr.Any{
+	&expr.Exthdr{DestRegister: register, Type: unix.IPPROTO_ROUTING, Len: 1, Flags: unix.NFT_EXTHDR_F_PRESENT, Op: expr.ExthdrOpIpv6}, is(1),
+}}
 
 func hopLimit(n byte) match {
 	return match{text: fmt.Sprintf("ip6 hoplimit %d", n), ip: isIPv6, exprs: []expr.Any{

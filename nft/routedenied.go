@@ -21,7 +21,7 @@ var atOnce = []rule{
 // judged is what becomes of packets to mapped addresses that are not granted.
 func (p *path) judged(chain string) *denial {
 	d := newDenial(*p.rules, p.hook())
-	d.chain, d.how = chain, append(noSourceRoutes(drop), atOnce...)
+	d.chain, d.how = chain, append([]rule{unanswered}, atOnce...)
 	return &d
 }
 

@@ -140,8 +140,8 @@ func (rs *ruleset) addChains(r backend.Rules) {
 	if r.Local {
 		o, p := rs.output(r), &path{&r, false}
 		u := resolvers{r.Upstream, r.Self, o.refuse}
-		rs.chains = append(slices.Concat(rs.chains, u.chains(), o.chains(), o.liveChains(o.always()), p.chains(o, u)), chain{chainOutput, &outputBase, slices.Concat(
-			p.translated(), alive(o.refuse, u.live(), o.live(), o.known()), p.unassigned("no name has this address"), neighbours(o.refuse),
+		rs.chains = append(slices.Concat(rs.chains, []chain{o.optionsChain()}, u.chains(), o.chains(), o.liveChains(o.always()), p.chains(o, u)), chain{chainOutput, &outputBase, slices.Concat(
+			p.translated(), o.straight(), alive(o.refuse, u.live(), o.live(), o.known()), p.sentinels(), p.unassigned("no name has this address"), neighbours(),
 			dhcpClient(accept), allowed("allowed-local", accept), u.open(), u.shut(), o.rules(), refuse(o.refuse))})
 	}
 	if r.Gateway {
@@ -152,8 +152,8 @@ func (rs *ruleset) addChains(r backend.Rules) {
 		d, p := newDenial(r, backend.Forward), &path{&r, true}
 		o := opening{chainForward, rs.grants.opening(r.GatewayHolders, false), r.DNSPorts, r.Linger, d.verdict()}
 		u := resolvers{to: r.Upstream, refuse: o.refuse}
-		rs.chains = append(slices.Concat(rs.chains, o.chains(), p.chains(o, u)), chain{chainForward, &forwardBase, slices.Concat(
-			unguarded, p.translated(), alive(o.refuse, o.live()), p.unassigned("no name has this address"), neighbours(o.refuse),
+		rs.chains = append(slices.Concat(rs.chains, []chain{o.optionsChain()}, o.chains(), p.chains(o, u)), chain{chainForward, &forwardBase, slices.Concat(
+			unguarded, p.translated(), o.straight(), alive(o.refuse, o.live()), p.unassigned("no name has this address"), neighbours(),
 			allowed("allowed-gateway", accept), u.shut(), o.rules(), refuse(o.refuse))})
 		if r.Capture != 0 {
 			rs.chains = append(rs.chains, newCapture(r))
@@ -180,8 +180,9 @@ func livesOn() []rule {
 }
 
 // neighbours is what passes whatever is granted.
-func neighbours(refuse verdict) []rule {
-	return slices.Concat([]rule{loopback(accept)}, noSourceRoutes(refuse), []rule{
+func neighbours() []rule {
+	return []rule{
+		loopback(accept),
 		{"TCP connections older than the guard", []match{selector{ipProtocol}.in(setArming), ctState("new"), tcpMidStream}, accept},
 		// A router lowers the hop limit, so nothing off the link can say 255
 		// (RFC 4861, section 3.1), and 1 never leaves it (RFC 3810, section 5).
@@ -189,11 +190,7 @@ func neighbours(refuse verdict) []rule {
 			"nd-router-solicit", "nd-router-advert", "nd-neighbor-solicit", "nd-neighbor-advert", "nd-redirect")}, accept},
 		{"multicast listener discovery", []match{hopLimit(1), ip6DestinationPrefix("ff00::/8"), icmpv6(
 			"mld-listener-query", "mld-listener-report", "mld-listener-done", "mld2-listener-report")}, accept},
-	})
-}
-
-func noSourceRoutes(v verdict) []rule {
-	return []rule{{laidDown, []match{lsrr}, v}, {laidDown, []match{ssrr}, v}}
+	}
 }
 
 func loopback(v verdict) rule { return rule{"loopback", []match{oifLoopback}, v} }

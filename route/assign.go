@@ -128,7 +128,7 @@ func (c *change) retire(e *entry) {
 	e.slots = kept
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.leaveLocked(e, gone)
+	c.leaveLocked(e, gone, true)
 }
 
 // extend gives an entry up to n more slots, on disk.

@@ -167,6 +167,10 @@ func TestAssign(t *testing.T) {
 			{four, "a.org.", "1.1.1.1 1.1.1.2 1.1.1.3", "100.96.0.1 100.96.0.2 100.96.0.3"},
 			{four, "a.org.", "1.1.1.2", "100.96.0.1 | 100.96.0.1 100.96.0.2 100.96.0.3"},
 		}, "100.96.0.1>1.1.1.2 100.96.0.2>1.1.1.2 100.96.0.3>1.1.1.2"},
+		{"fewer, and the first stays where it is", []answer{
+			{four, "a.org.", "1.1.1.1 1.1.1.2", "100.96.0.1 100.96.0.2"},
+			{four, "a.org.", "1.1.1.1", "100.96.0.1 | 100.96.0.1 100.96.0.2"},
+		}, "100.96.0.1>1.1.1.1 100.96.0.2>1.1.1.1"},
 		{"fewer and then more: no two answered lead to one", []answer{
 			{four, "a.org.", "1.1.1.1 1.1.1.2", "100.96.0.1 100.96.0.2"},
 			{four, "a.org.", "1.1.1.2", "100.96.0.1 | 100.96.0.1 100.96.0.2"},
@@ -262,6 +266,17 @@ func TestMappedAgain(t *testing.T) {
 	d.want(d.ask(r, "a.org.", "1.1.1.3"), "100.96.0.1")
 	d.want(d.ask(r, "new.org.", "1.1.1.3"), "100.96.0.3 | 100.96.0.3")
 	d.want(d.kernel(), all)
+}
+
+// Where addresses lead is known after a restart, so it stays so.
+func TestLeadsAfterRestart(t *testing.T) {
+	r := routed("r", 2, "10.0.0.0/8", "fd00::/64")
+	d := newDesk(t)
+	d.ask(r, "a.org.", "192.0.2.1 192.0.2.2 192.0.2.3")
+	d.ask(r, "a.org.", "2001:db8::1 2001:db8::2 ::ffff:192.0.2.3")
+	d.restart()
+	d.want(d.ask(r, "a.org.", "192.0.2.3 192.0.2.2 192.0.2.1"), "10.0.0.2 10.0.0.1 | 10.0.0.1 10.0.0.2")
+	d.want(d.ask(r, "a.org.", "::ffff:192.0.2.3 2001:db8::2 2001:db8::1"), "fd00::2 fd00::1 | fd00::1 fd00::2")
 }
 
 func TestNameOf(t *testing.T) {

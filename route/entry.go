@@ -79,7 +79,12 @@ func (e *entry) names() (route, name string) {
 }
 
 // version is the index of the IP version.
-func (e *entry) version() int { return strings.IndexByte(versions, e.key[0]) }
+func (e *entry) version() int {
+	if e.key[0] == versions[0] {
+		return 0
+	}
+	return 1
+}
 
 // addr is an address of the entry's IP version.
 func (e *entry) addr(a ip) netip.Addr { return addrOf(e.version(), a) }

@@ -74,7 +74,7 @@ func (b *Book) loadAddr(k, v []byte, disordered map[*entry]struct{}) error {
 		if len(says) != 8 {
 			break
 		}
-		r := rest{addr: a, at: b.ago(binary.BigEndian.Uint64(says))}
+		r := rest{addr: a, at: b.fromNow(binary.BigEndian.Uint64(says))}
 		if kind == kindFree {
 			b.pages[version].set(a, isFree)
 			b.loose[version] = append(b.loose[version], r)
@@ -89,10 +89,10 @@ func (b *Book) loadAddr(k, v []byte, disordered map[*entry]struct{}) error {
 	return errors.New("a record of an unknown kind: is the book of a later version?")
 }
 
-// ago turns a time on disk into one of this process, which is not to come.
-func (b *Book) ago(unix uint64) int32 {
-	age := b.now().Sub(time.Unix(int64(unix), 0)) / time.Second
-	return -int32(max(0, min(age, math.MaxInt32)))
+// fromNow turns a time on disk into one of this process.
+func (b *Book) fromNow(unix uint64) int32 {
+	seconds := time.Unix(int64(unix), 0).Sub(b.now()) / time.Second
+	return int32(max(math.MinInt32/2, min(seconds, math.MaxInt32/2)))
 }
 
 // loadOwned enters an address of a name. Mostly they come in the order in which the name
@@ -100,7 +100,7 @@ func (b *Book) ago(unix uint64) int32 {
 func (b *Book) loadOwned(version int, a ip, says []byte, disordered map[*entry]struct{}) *entry {
 	e := b.enter(append([]byte{versions[version]}, says[2:]...))
 	if len(e.slots) == MaxSlots {
-		b.leaveLocked(e, []slot{{mapped: a}})
+		b.leaveLocked(e, []slot{{mapped: a}}, true)
 		return e
 	}
 	place := binary.BigEndian.Uint16(says)
@@ -131,7 +131,7 @@ func (b *Book) loadUse(k, v []byte) error {
 	if !e.real() {
 		return nil
 	}
-	used := b.ago(binary.BigEndian.Uint64(record))
+	used := min(0, b.fromNow(binary.BigEndian.Uint64(record)))
 	if e.saved == math.MinInt32 {
 		e.used, e.saved = used, used
 	} else {

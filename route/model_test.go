@@ -23,7 +23,8 @@ type model struct {
 	slots   map[string][]netip.Addr  // of a name and IP version, in order
 	retired map[netip.Addr]bool      // not of the pools when the name was answered
 	owner   map[netip.Addr]string    // as the book has said
-	ended   map[netip.Addr]time.Time // when an address stopped being somebody's
+	free    map[netip.Addr]time.Time // when another name may have an address at the earliest
+	late    map[netip.Addr]bool      // what the name did not want any more when it was last answered
 	saved   map[string]time.Time     // the same, as it is on disk
 }
 
@@ -55,7 +56,7 @@ func TestModel(t *testing.T) {
 
 func newModel(t *testing.T, seed uint64) *model {
 	m := &model{desk: newDesk(t), random: rand.New(rand.NewPCG(seed, 7)), home: make([]int, modelNames),
-		asked: map[string]time.Time{}, slots: map[string][]netip.Addr{}, owner: map[netip.Addr]string{}, retired: map[netip.Addr]bool{}, ended: map[netip.Addr]time.Time{}}
+		asked: map[string]time.Time{}, slots: map[string][]netip.Addr{}, owner: map[netip.Addr]string{}, retired: map[netip.Addr]bool{}, free: map[netip.Addr]time.Time{}}
 	m.pools = [][]string{{"10.0.0.0/26", "fd00::/122"}, {"10.0.1.0/26", "fd00::100/122"}, {"10.0.0.0/25", "fd00::/121"}}
 	m.routes = []*Route{routed("r0", 3, m.pools[0]...), routed("r1", 3, m.pools[0]...), routed("r2", 3, m.pools[1]...)}
 	for i := range m.home {
@@ -224,70 +225,6 @@ func (m *model) has(what string, r *Route, i int, ipv4 bool) (has []netip.Addr) 
 	}
 	m.slots[key] = has
 	return slices.Clone(has)
-}
-
-// kernelHas reports whether addresses lead to one of the real ones each, in their order.
-func (m *model) kernelHas(mapped, reals []netip.Addr) bool {
-	last := -1
-	for _, a := range mapped {
-		n := slices.Index(reals, m.mapped[a].Real)
-		if n <= last {
-			return false
-		}
-		last = n
-	}
-	return true
-}
-
-// look compares whose addresses are with what it was.
-func (m *model) look(what string) {
-	m.Helper()
-	for _, h := range m.leaving {
-		m.retired[addrOf(h.version, h.addr)] = true
-	}
-	connected := map[netip.Addr]bool{}
-	for c := range m.live {
-		connected[c[0]] = true
-	}
-	for _, pool := range slices.Concat(m.pools[1], m.pools[2]) {
-		prefix := netip.MustParsePrefix(pool)
-		for a := prefix.Addr(); prefix.Contains(a); a = a.Next() {
-			now, _ := m.NameOf(a)
-			was := m.owner[a]
-			switch {
-			case now == was:
-			case was == "":
-				if connected[a] || m.time.Sub(m.ended[a]) < time.Minute && !m.ended[a].IsZero() {
-					m.Errorf("%s: %v is %s's: connected %v, ended %v before", what, a, now, connected[a], m.time.Sub(m.ended[a]))
-				}
-			case now == "":
-				m.gone(what, a, was, connected[a])
-			default:
-				m.Errorf("%s: %v was %s's and is %s's", what, a, was, now)
-			}
-			m.owner[a] = now
-		}
-	}
-}
-
-// gone checks that an address may have left its name.
-func (m *model) gone(what string, a netip.Addr, name string, connected bool) {
-	m.Helper()
-	m.ended[a] = m.time
-	delete(m.owner, a)
-	defer delete(m.retired, a)
-	for key, slots := range m.slots {
-		m.slots[key] = slices.DeleteFunc(slots, func(s netip.Addr) bool { return s == a })
-	}
-	if what == "restart" || what == "crash" { // one that rests, as is known now
-		return
-	}
-	var i int
-	fmt.Sscanf(name, "name%d", &i)
-	asked := m.asked[fmt.Sprint(name, a.Is4())]
-	if what != "tidy" || contains(m.routes[m.home[i]].Pools, a) && !m.retired[a] && (connected || m.time.Sub(asked) < long) {
-		m.Errorf("%s: %v is not %s's any more: connected %v, asked for %v before", what, a, name, connected, m.time.Sub(asked))
-	}
 }
 
 // end: when nobody asks and nothing is connected, all becomes free.

@@ -11,7 +11,7 @@ import (
 // What is in the file. An address is a key, so it cannot have two owners.
 var (
 	bucketBook  = []byte("book")      // id, and whether it is fresh
-	bucketAddrs = []byte("addresses") // address -> owned, place, route and name; or rests or is free, since when
+	bucketAddrs = []byte("addresses") // address -> owned, place, route and name; or rests until, or is free since
 	bucketUse   = []byte("use")       // address -> when its name was last answered, and where it leads
 	keyID       = []byte("id")
 	keyFresh    = []byte("fresh")
@@ -73,10 +73,11 @@ func putOwned(tx *bolt.Tx, version int, a ip, place uint16, owner string) error 
 	return put(tx, bucketAddrs, bytesOf(version, a), append(record, owner...))
 }
 
-// putUnowned writes that an address rests or is free, and forgets how it was used.
-func putUnowned(tx *bolt.Tx, version int, a ip, kind byte, since time.Time) error {
+// putUnowned writes until when an address rests, or since when it is free, and forgets how
+// it was used.
+func putUnowned(tx *bolt.Tx, version int, a ip, kind byte, at time.Time) error {
 	key := bytesOf(version, a)
-	if err := put(tx, bucketAddrs, key, binary.BigEndian.AppendUint64([]byte{kind}, uint64(since.Unix()))); err != nil {
+	if err := put(tx, bucketAddrs, key, binary.BigEndian.AppendUint64([]byte{kind}, uint64(at.Unix()))); err != nil {
 		return err
 	}
 	return tx.Bucket(bucketUse).Delete(key)

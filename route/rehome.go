@@ -185,7 +185,7 @@ func (b *Book) moved(m *move) {
 		to.asker, to.used = from.asker, used
 	}
 	room := min(max(0, MaxSlots-len(to.slots)), len(from.slots))
-	b.leaveLocked(from, from.slots[room:])
+	b.leaveLocked(from, from.slots[room:], true)
 	to.slots = slices.Concat(to.slots, from.slots[:room])
 	to.last += uint16(len(from.slots))
 	to.used, to.dirty = max(to.used, used), true

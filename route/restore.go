@@ -61,6 +61,10 @@ func (b *Book) restore(ctx context.Context, entries []*entry) error {
 		case err != nil:
 			return err
 		}
+		if !e.forced() { // an answer has failed meanwhile, and the next one has to say so
+			e.release()
+			continue
+		}
 		taken = append(taken, e)
 		route, _ := e.names()
 		for _, s := range e.slots {

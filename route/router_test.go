@@ -17,7 +17,8 @@ type router struct {
 
 	mu      sync.Mutex
 	fails   error
-	onUnmap func() // before it
+	onUnmap func() // in it
+	onLook  func() // before Connections
 	looks   int    // calls of Connections
 	blocked *blocked
 	mapped  map[netip.Addr]backend.Mapping
@@ -77,6 +78,9 @@ func (r *router) Unmap(_ context.Context, mapped []netip.Addr) error {
 }
 
 func (r *router) Connections(_ context.Context, each func(mapped, real netip.Addr) bool) error {
+	if r.onLook != nil {
+		r.onLook()
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.looks++

@@ -15,7 +15,7 @@ func (b *Book) Shun(ctx context.Context, addrs []netip.Addr) error {
 	b.tidying.Lock()
 	defer b.tidying.Unlock()
 	now := b.since()
-	var shunned []ip
+	var shunned []rest
 	owners := make(map[*entry]struct{})
 	b.mu.Lock()
 	for _, addr := range addrs {
@@ -33,9 +33,9 @@ func (b *Book) Shun(ctx context.Context, addrs []netip.Addr) error {
 			s.free -= min(s.free, 1)
 		}
 		b.pages[v].set(a, isResting)
-		b.resting = append(b.resting, rest{addr: a, at: now})
-		shunned = append(shunned, a)
+		shunned = append(shunned, rest{addr: a, at: now + rests})
 	}
+	b.resting = append(b.resting, shunned...)
 	b.mu.Unlock()
 	for e := range owners {
 		switch err := b.takeSettled(ctx, e); {
@@ -47,7 +47,7 @@ func (b *Book) Shun(ctx context.Context, addrs []netip.Addr) error {
 			e.release()
 		}
 	}
-	return b.putUnowned(ctx, kindRests, len(shunned), func(i int) ip { return shunned[i] })
+	return b.putUnowned(ctx, kindRests, shunned)
 }
 
 // withdrawLocked takes an address off those that anybody may have.

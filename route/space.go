@@ -5,6 +5,8 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
 // space is the addresses of one IP version that some routes take theirs from.
@@ -24,7 +26,7 @@ type space struct {
 // rest is an address that nobody has any more.
 type rest struct {
 	addr   ip
-	at     int32 // since when
+	at     int32 // since when it is free, or can be at the earliest
 	mapped bool  // the router may still translate it
 }
 
@@ -33,18 +35,16 @@ type held struct {
 	version int
 	addr    ip
 	asker   uint32
+	late    bool // it was the name's until a moment ago, so clients may still have it
 }
 
 // What means something else, and belongs to no name.
-var reserved = []netip.Prefix{
-	// Sentinels: they stand for the name servers of machines.
-	netip.MustParsePrefix("100.100.111.0/24"),
-	netip.MustParsePrefix("fd00:2021:1111:8000:100:100:111:0/120"),
+var reserved = append([]netip.Prefix{
 	// Metadata and name servers of a cloud, for machines in it.
 	netip.MustParsePrefix("100.100.100.200/32"),
 	netip.MustParsePrefix("100.100.2.136/32"),
 	netip.MustParsePrefix("100.100.2.138/32"),
-}
+}, backend.Sentinels...)
 
 // skipped reports whether an address of a pool is never a name's. The first one of a
 // network, and with IPv4 the last, mean something else to machines that believe the pool to
@@ -251,15 +251,15 @@ func (b *Book) unreserve(e *entry, addrs []ip) {
 	defer b.mu.Unlock()
 	for i := len(addrs) - 1; i >= 0; i-- {
 		b.count[v]--
-		b.unshareLocked(held{v, addrs[i], e.asker})
+		b.unshareLocked(held{version: v, addr: addrs[i], asker: e.asker})
 		b.freeLocked(v, rest{addr: addrs[i], at: math.MinInt32})
 	}
 }
 
 // leaveLocked: an entry has no use for these any more.
-func (b *Book) leaveLocked(e *entry, slots []slot) {
+func (b *Book) leaveLocked(e *entry, slots []slot, late bool) {
 	for _, s := range slots {
-		b.leaving = append(b.leaving, held{e.version(), s.mapped, e.asker})
+		b.leaving = append(b.leaving, held{e.version(), s.mapped, e.asker, late})
 	}
 }
 

@@ -214,9 +214,20 @@ func TestPoolsOfNow(t *testing.T) {
 	if ipv4, _ := d.Len(); ipv4 != (Count{8, 12}) {
 		t.Errorf("counts %v", ipv4)
 	}
-	d.tidy(48 * time.Hour)
-	d.after(time.Minute)
-	if freed := d.tidy(48 * time.Hour); freed != 2 {
+	d.tidy(long)
+	for hour := range 48 { // clients may still have been granted them
+		if freed := d.tidy(long); freed != 0 {
+			t.Errorf("%d are free after %d hours", freed, hour)
+		}
+		d.after(time.Hour)
+		d.want(d.taken(other, "a", 1, four), "10.1.0.1-10.1.0.2")
+		d.ask(first, "a1", four)
+		d.ask(first, "a2", four)
+		if hour == 20 {
+			d.restart()
+		}
+	}
+	if freed := d.tidy(long); freed != 2 {
 		t.Errorf("%d are free, want 2", freed)
 	}
 	d.want(d.kernel(), "10.0.0.3>192.0.2.1 10.0.0.4>192.0.2.2 10.0.0.5>192.0.2.1 10.0.0.6>192.0.2.2 10.1.0.1>192.0.2.1 10.1.0.2>192.0.2.2")

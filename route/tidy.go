@@ -30,6 +30,7 @@ const (
 // through to the next name's server. What connects to such an address nevertheless, while
 // it is being taken, is ended. A later call, after a minute at least, that finds nothing
 // connected makes the address free for another name. It is to be called every few minutes.
+// No grant may last for longer than unused.
 //
 // It returns how many addresses have become free.
 func (b *Book) Tidy(ctx context.Context, unused time.Duration) (freed int, err error) {
@@ -39,7 +40,8 @@ func (b *Book) Tidy(ctx context.Context, unused time.Duration) (freed int, err e
 		return 0, err
 	}
 	now := b.since()
-	old := b.unused(now, int32(unused/time.Second))
+	seconds := int32(unused / time.Second)
+	old := b.unused(now, seconds)
 	b.mu.Lock()
 	idle := len(old)+len(b.leaving)+len(b.resting) == 0
 	b.mu.Unlock()
@@ -51,7 +53,7 @@ func (b *Book) Tidy(ctx context.Context, unused time.Duration) (freed int, err e
 		return 0, err
 	}
 	freed, err = b.release(ctx, now, busy)
-	return freed, errors.Join(err, b.giveBack(ctx, now-int32(unused/time.Second), old))
+	return freed, errors.Join(err, b.giveBack(ctx, now, seconds, old))
 }
 
 // unused lists entries that have not been answered for so long, and when they were.
@@ -106,7 +108,8 @@ func (b *Book) release(ctx context.Context, now int32, busy map[ip]struct{}) (in
 	b.mu.Lock()
 	var rested []rest
 	for _, r := range b.resting {
-		if _, ok := busy[r.addr]; !ok && !r.mapped && now-r.at >= rests && len(rested) < mostTidied {
+		if _, ok := busy[r.addr]; !ok && !r.mapped && now >= r.at && len(rested) < mostTidied {
+			r.at = now
 			rested = append(rested, r)
 		}
 	}
@@ -114,7 +117,7 @@ func (b *Book) release(ctx context.Context, now int32, busy map[ip]struct{}) (in
 	if rested == nil {
 		return 0, nil
 	}
-	if err := b.putUnowned(ctx, kindFree, len(rested), func(i int) ip { return rested[i].addr }); err != nil {
+	if err := b.putUnowned(ctx, kindFree, rested); err != nil {
 		return 0, err
 	}
 	b.mu.Lock()
@@ -128,27 +131,36 @@ func (b *Book) release(ctx context.Context, now int32, busy map[ip]struct{}) (in
 	return len(rested), nil
 }
 
-// giveBack has the addresses of old names, and those that no name has a use for, rest.
-func (b *Book) giveBack(ctx context.Context, until int32, old map[*entry]int32) error {
+// giveBack has the addresses of old names, and those that no name has a use for, rest. The
+// latter were answered until a moment ago, so they rest until what clients have been granted
+// has ended, too.
+func (b *Book) giveBack(ctx context.Context, now, unused int32, old map[*entry]int32) error {
 	longest := func(a, b *entry) int {
 		return cmp.Or(cmp.Compare(old[a], old[b]), strings.Compare(a.key, b.key))
 	}
 	for _, e := range slices.SortedFunc(maps.Keys(old), longest) {
-		b.bury(e, until)
+		b.bury(e, now-unused)
 	}
 	b.mu.Lock()
 	leaving := b.leaving[:min(len(b.leaving), MaxSlots*mostTidied)]
 	b.mu.Unlock()
 	if len(leaving) > 0 {
-		if err := b.putUnowned(ctx, kindRests, len(leaving), func(i int) ip { return leaving[i].addr }); err != nil {
+		resting := make([]rest, len(leaving))
+		for i, h := range leaving {
+			resting[i] = rest{addr: h.addr, at: now + rests, mapped: true}
+			if h.late {
+				resting[i].at = now + max(rests, unused)
+			}
+		}
+		if err := b.putUnowned(ctx, kindRests, resting); err != nil {
 			return err
 		}
 		b.mu.Lock()
 		for _, h := range leaving {
 			b.pages[h.version].set(h.addr, isResting)
 			b.unshareLocked(h)
-			b.resting = append(b.resting, rest{addr: h.addr, mapped: true})
 		}
+		b.resting = append(b.resting, resting...)
 		if b.leaving = b.leaving[len(leaving):]; len(b.leaving) == 0 {
 			b.leaving = nil
 		}
@@ -179,7 +191,7 @@ func (b *Book) buryTaken(e *entry, until int32) {
 	delete(s.entries, e.key)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.leaveLocked(e, e.slots)
+	b.leaveLocked(e, e.slots, false)
 }
 
 // unmap ends the translation of addresses that rest, and what is connected to them.
@@ -204,7 +216,7 @@ func (b *Book) unmap(ctx context.Context) error {
 	b.mu.Lock()
 	for i := range b.resting {
 		if r := &b.resting[i]; r.mapped {
-			r.mapped, r.at = false, now
+			r.mapped, r.at = false, max(r.at, now+rests)
 			b.count[versionOf(r.addr)]--
 		}
 	}
@@ -214,11 +226,12 @@ func (b *Book) unmap(ctx context.Context) error {
 }
 
 // putUnowned writes that addresses rest or are free.
-func (b *Book) putUnowned(ctx context.Context, kind byte, n int, addr func(int) ip) error {
-	for from := 0; from < n; from += usePerTx {
+func (b *Book) putUnowned(ctx context.Context, kind byte, all []rest) error {
+	zero := b.now().Add(-time.Duration(b.since()) * time.Second)
+	for some := range slices.Chunk(all, usePerTx) {
 		err := b.store.do(ctx, func(tx *bolt.Tx) error {
-			for i := from; i < min(n, from+usePerTx); i++ {
-				if err := putUnowned(tx, versionOf(addr(i)), addr(i), kind, b.now()); err != nil {
+			for _, r := range some {
+				if err := putUnowned(tx, versionOf(r.addr), r.addr, kind, zero.Add(time.Duration(r.at)*time.Second)); err != nil {
 					return err
 				}
 			}

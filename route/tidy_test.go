@@ -99,6 +99,13 @@ func TestTidy(t *testing.T) {
 			d.granted = nil
 			d.tidied(1, "")
 		}},
+		{"a name that is asked for in the last moment keeps its addresses", func(d *desk) {
+			d.after(long)
+			d.router.onLook = func() { d.want(d.ask(r, "a.org", four), "10.0.0.1 10.0.0.2") }
+			d.tidied(0, a)
+			d.after(time.Minute)
+			d.tidied(0, a)
+		}},
 		{"what connects in the last moment is ended", func(d *desk) {
 			d.after(long)
 			d.router.onUnmap = func() { d.connectLocked("10.0.0.2") }
@@ -184,6 +191,29 @@ func TestTidy(t *testing.T) {
 			d.tidied(0, b)
 			d.after(time.Minute)
 			d.tidied(2, b)
+		}},
+		{"a name that gets another's address is not as old as that", func(d *desk) {
+			d.after(long)
+			d.ask(r, "b.org", four)
+			d.ask(r, "c.org", four)
+			d.tidied(0, b+" 10.0.0.5>192.0.2.1 10.0.0.6>192.0.2.2")
+			d.after(time.Minute)
+			d.tidied(2, b+" 10.0.0.5>192.0.2.1 10.0.0.6>192.0.2.2")
+			d.want(d.ask(r, "d.org", four), "10.0.0.1 10.0.0.2")
+			d.copied()
+			d.after(time.Hour)
+			d.tidied(0, a+" "+b+" 10.0.0.5>192.0.2.1 10.0.0.6>192.0.2.2")
+		}},
+		{"an answer that has found the name just before gives nothing of it", func(d *desk) {
+			e := d.entry("4r\x00a.org")
+			d.after(long)
+			d.tidied(0, "")
+			if got := e.unchanged(r, addrs(four), d.Epoch()+1, d.since()); got != nil {
+				d.Error(got)
+			}
+			if got := d.entry("4r\x00a.org"); got != nil {
+				d.Error(got)
+			}
 		}},
 		{"the oldest is had first", func(d *desk) {
 			d.after(time.Hour)

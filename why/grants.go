@@ -97,7 +97,7 @@ func (k *Knowledge) past(f *Flow, holders []backend.Scope) *Verdict {
 	}
 	if a := k.latest(f, func(*Answer) bool { return true }); a != nil {
 		return &Verdict{Reason: OtherHolder, Answer: a, Holder: a.Scope, Until: a.Until,
-			Text: fmt.Sprintf("was granted to %s, not to %s, and expired %s ago, was %s", k.asker(a), k.sender(f), Round(k.Now.Sub(a.Until)), Plain(a.Name))}
+			Text: fmt.Sprintf("was granted to %s, not to %s, and expired %s ago, was %s", k.asker(a), k.sender(f), Round(max(k.Now.Sub(a.Until), 0)), Plain(a.Name))}
 	}
 	return &Verdict{Reason: NeverResolved, Text: "never resolved here"}
 }
@@ -118,7 +118,7 @@ func (k *Knowledge) had(a *Answer) *Verdict {
 	case a.Until.After(k.Now):
 		v.Reason, v.Text = EndedEarly, fmt.Sprintf("ended early, was %s: revoked, or to make room (max_grants), or somebody else has changed the rules", name)
 	default:
-		v.Reason, v.Text = Expired, fmt.Sprintf("expired %s ago, was %s (margin %v)", Round(k.Now.Sub(a.Until)), name, k.Margin)
+		v.Reason, v.Text = Expired, fmt.Sprintf("expired %s ago, was %s (margin %v)", Round(max(k.Now.Sub(a.Until), 0)), name, k.Margin)
 	}
 	return v
 }

@@ -83,9 +83,9 @@ type Knowledge struct {
 	Answers func(netip.Addr) []Answer                           // the latest first
 	Own     func(netip.Addr) bool                               // addresses of this machine
 
-	// Mapped returns whose address of a route's pool it is, and the real one behind it. Without
-	// it, each such address is taken for somebody's.
-	Mapped func(netip.Addr) (name string, real netip.Addr, ok bool)
+	// Mapped returns whose address of a route's pool it is. Without it, each such address is
+	// taken for somebody's.
+	Mapped func(netip.Addr) (name string, ok bool)
 
 	Margin time.Duration              // for the text
 	Call   func(backend.Scope) string // what people call a holder; nil is as it is
@@ -120,7 +120,13 @@ func (k *Knowledge) Explain(f *Flow) Verdict {
 			return pass(Upstream, "CoreDNS asks upstream")
 		}
 		return refuse(OthersAsk, "only CoreDNS asks upstream")
-	case f.asks() && (f.Port == 53 || f.Port == 853) && !k.Rules.DNSPorts:
+	}
+	return k.opened(f)
+}
+
+// opened is what becomes of packets that only a grant can open the way to.
+func (k *Knowledge) opened(f *Flow) Verdict {
+	if f.asks() && (f.Port == 53 || f.Port == 853) && !k.Rules.DNSPorts {
 		return refuse(DNSPort, "dns port: no answer opens another resolver")
 	}
 	return k.grants(f)
@@ -134,17 +140,14 @@ func (k *Knowledge) pooled(addr netip.Addr) bool {
 // mapped is what becomes of packets to an address of a pool: only a grant opens it.
 func (k *Knowledge) mapped(f *Flow) Verdict {
 	if k.Mapped == nil {
-		return k.grants(f)
+		return k.opened(f)
 	}
-	name, real, ok := k.Mapped(f.To)
-	switch {
-	case !ok:
+	name, ok := k.Mapped(f.To)
+	if !ok {
 		return refuse(Unassigned, "unassigned: an address of a route's pool that no name has now")
-	case k.Own != nil && k.Own(real):
-		return refuse(Stripped, "mapped address of %s, behind which is an address of this machine", Plain(name))
 	}
-	v := k.grants(f)
-	v.Text = fmt.Sprintf("mapped address of %s (now %v): %s", Plain(name), real, v.Text)
+	v := k.opened(f)
+	v.Text = fmt.Sprintf("mapped address of %s: %s", Plain(name), v.Text)
 	return v
 }
 

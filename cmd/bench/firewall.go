@@ -32,6 +32,18 @@ func rejected(h *netlab.Host) (packets uint64, err error) {
 	return packets, err
 }
 
+// removeTable removes the guard's table from a host.
+func removeTable(h *netlab.Host) error {
+	return h.Do(func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		c.DelTable(&nftables.Table{Name: tableName, Family: nftables.TableFamilyINet})
+		return c.Flush()
+	})
+}
+
 // elementsOf is how many elements the kernel holds of a set, those that have
 // expired but not been collected included. A recent kernel (6.18 does)
 // tells; of others all of them have to be read.

@@ -27,6 +27,9 @@ type load struct {
 	lasting time.Duration
 	count   uint64
 
+	// mapped expects an address of the pool, whatever the name has.
+	mapped bool
+
 	// tolerant is content with what is answered, however little that is.
 	tolerant bool
 
@@ -303,6 +306,9 @@ func (s *stream) receive(flags int) bool {
 func (s *stream) right(b []byte, number uint32) bool {
 	if len(b) < s.packetLen+16 || b[3]&15 != 0 || b[7] != 1 {
 		return false
+	}
+	if s.mapped {
+		return b[len(b)-4] == mappedPool
 	}
 	if s.qtype == 1 {
 		return binary.BigEndian.Uint32(b[len(b)-4:]) == address4(number)

@@ -3,7 +3,7 @@
 //
 //	make bench                        everything; some 30 minutes
 //	go run ./cmd/bench -quick         a first look at everything
-//	go run ./cmd/bench -run hot,cold  some of it
+//	go run ./cmd/bench -run hot,cold  some of it; routes is all that begins with routes-
 package main
 
 import (
@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -42,6 +41,9 @@ var experiments = []experiment{
 	{"allocs", "allocations of a cached answer", allocations},
 	{"curve", "throughput and latency by the load that is offered", curve},
 	{"steady", "5,000 new names a second, and as many that run out", steady},
+	{"routes-answers", "answers with mapped addresses, cached and new", routedAnswers},
+	{"routes-traffic", "what goes through translation", routedTraffic},
+	{"routes-mappings", "memory and restart with 500,000 mapped addresses", mappings},
 }
 
 // bench is one run of the program.
@@ -85,7 +87,7 @@ func run() error {
 		flag.PrintDefaults()
 		fmt.Fprintf(flag.CommandLine.Output(), "experiments:\n")
 		for _, e := range experiments {
-			fmt.Fprintf(flag.CommandLine.Output(), "  %-10s %s\n", e.name, e.what)
+			fmt.Fprintf(flag.CommandLine.Output(), "  %-15s %s\n", e.name, e.what)
 		}
 	}
 	flag.Parse()
@@ -106,12 +108,12 @@ func run() error {
 	var failed error
 	for _, e := range todo {
 		start := time.Now()
-		fmt.Fprintf(os.Stderr, "%-10s %s\n", e.name, e.what)
+		fmt.Fprintf(os.Stderr, "%-15s %s\n", e.name, e.what)
 		if err := e.run(b); err != nil {
 			failed = errors.Join(failed, fmt.Errorf("%s: %w", e.name, err))
-			fmt.Fprintf(os.Stderr, "%-10s failed: %v\n", e.name, err)
+			fmt.Fprintf(os.Stderr, "%-15s failed: %v\n", e.name, err)
 		}
-		fmt.Fprintf(os.Stderr, "%-10s took %v\n", e.name, time.Since(start).Round(time.Second))
+		fmt.Fprintf(os.Stderr, "%-15s took %v\n", e.name, time.Since(start).Round(time.Second))
 	}
 	b.report.finish()
 	b.report.print(os.Stdout)
@@ -132,11 +134,15 @@ func choose(only string) ([]experiment, error) {
 	}
 	var todo []experiment
 	for name := range strings.SplitSeq(only, ",") {
-		i := slices.IndexFunc(experiments, func(e experiment) bool { return e.name == name })
-		if i < 0 {
+		found := len(todo)
+		for _, e := range experiments {
+			if e.name == name || strings.HasPrefix(e.name, name+"-") {
+				todo = append(todo, e)
+			}
+		}
+		if len(todo) == found {
 			return nil, fmt.Errorf("there is no experiment %q: see -help", name)
 		}
-		todo = append(todo, experiments[i])
 	}
 	return todo, nil
 }

@@ -15,9 +15,12 @@ import (
 // IPv4 and half for IPv6, as a set holds 1,048,576.
 func million(b *bench) int { return pick(b, 1_000_000, 100_000) }
 
-// preload has the server resolve n new names with a TTL of a day, half of them
-// to IPv4 addresses and half to IPv6, and returns the first of the numbers.
-func preload(s *server, n int) (first uint32, err error) {
+// eachFamily is the types of questions for addresses.
+var eachFamily = []uint16{1, 28}
+
+// preload has the server resolve n new names with a TTL of a day, as many of them
+// by questions of each type, and returns the first of the numbers.
+func preload(s *server, n int, qtypes ...uint16) (first uint32, err error) {
 	const portion = 64
 	first = fresh.Add(uint32(n)) - uint32(n)
 	next := make(chan uint32, n/portion+1)
@@ -32,8 +35,8 @@ func preload(s *server, n int) (first uint32, err error) {
 		}
 		return at, portion
 	}
-	for i, qtype := range []uint16{1, 28} {
-		_, r, err := measure(s, load{ttl: 86400, window: 64, qtype: qtype, numbers: sequence, count: uint64(n*(i+1)/2 - n*i/2)})
+	for i, qtype := range qtypes {
+		_, r, err := measure(s, load{ttl: 86400, window: 64, qtype: qtype, numbers: sequence, count: uint64(share(n, len(qtypes), i))})
 		if err != nil {
 			return first, err
 		}
@@ -77,7 +80,7 @@ func grants(b *bench) error {
 			break
 		}
 		if n > have {
-			if _, err := preload(w.servers[1], n-have); err != nil {
+			if _, err := preload(w.servers[1], n-have, eachFamily...); err != nil {
 				return err
 			}
 			have = n
@@ -126,7 +129,7 @@ func memory(b *bench) error {
 		if err := s.start(); err != nil {
 			return err
 		}
-		if _, err := preload(s, n); err != nil {
+		if _, err := preload(s, n, eachFamily...); err != nil {
 			return err
 		}
 		if _, err := s.get(pprofPort, "/debug/pprof/heap?gc=1"); err != nil { // collects garbage
@@ -153,7 +156,7 @@ func restart(b *bench) error {
 	}
 	defer w.close()
 	n := million(b)
-	first, err := preload(s, n)
+	first, err := preload(s, n, eachFamily...)
 	if err != nil {
 		return err
 	}
@@ -170,7 +173,7 @@ func restart(b *bench) error {
 		return fmt.Errorf("%d packets were refused before anything has begun", before)
 	}
 
-	traffic := w.startTraffic(first, uint32(n/4)) // of the IPv4 half, what surely was resolved
+	traffic := w.startTraffic(address4(first), uint32(n/4)) // of the IPv4 half, what surely was resolved
 	took := func(what string, wanted time.Duration, f func() error) error {
 		start := time.Now()
 		if err := f(); err != nil {
@@ -181,16 +184,7 @@ func restart(b *bench) error {
 		b.report.add(r.atMost(wanted.Seconds(), "s"))
 		return nil
 	}
-	err = took("reload", time.Second, func() error {
-		text := strings.Replace(s.config(s), "allowedIPs ", "allowedIPs 203.0.113.0/24 ", 1)
-		if err := os.WriteFile(s.conf, []byte(text), 0o644); err != nil {
-			return err
-		}
-		if err := s.Signal(syscall.SIGUSR1); err != nil {
-			return err
-		}
-		return s.await(func() bool { return strings.Count(s.Output(), armedText) == 2 })
-	})
+	err = took("reload", time.Second, s.reload)
 	if err == nil {
 		err = took("stop", time.Hour, s.Stop)
 		b.report.Rows[len(b.report.Rows)-1].Target, b.report.Rows[len(b.report.Rows)-1].Reached = "", nil
@@ -228,6 +222,18 @@ func restart(b *bench) error {
 	return nil
 }
 
+// reload changes what is allowed, once in the life of a process.
+func (s *server) reload() error {
+	text := strings.Replace(s.config(s), "allowedIPs ", "allowedIPs 203.0.113.0/24 ", 1)
+	if err := os.WriteFile(s.conf, []byte(text), 0o644); err != nil {
+		return err
+	}
+	if err := s.Signal(syscall.SIGUSR1); err != nil {
+		return err
+	}
+	return s.await(func() bool { return strings.Count(s.Output(), armedText) == 2 })
+}
+
 func (s *server) await(holds func() bool) error {
 	for deadline := time.Now().Add(time.Minute); !holds(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -244,7 +250,7 @@ type traffic struct {
 	done chan struct{}
 }
 
-func (w *world) startTraffic(first, n uint32) *traffic {
+func (w *world) startTraffic(address, n uint32) *traffic {
 	t := &traffic{stop: make(chan struct{}), done: make(chan struct{})}
 	go func() {
 		defer close(t.done)
@@ -264,7 +270,7 @@ func (w *world) startTraffic(first, n uint32) *traffic {
 			}
 			for range 10 {
 				to := unix.SockaddrInet4{Port: probePort}
-				binary.BigEndian.PutUint32(to.Addr[:], address4(first+at%n))
+				binary.BigEndian.PutUint32(to.Addr[:], address+at%n)
 				at++
 				if unix.Sendto(fd, probePayload, 0, &to) == nil {
 					t.sent++

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"context"
+	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -9,7 +12,7 @@ import (
 
 // measure puts a load on a server and says what became of it.
 func measure(s *server, l load) (sample, *loadResult, error) {
-	l.server = s.addr
+	l.server, l.mapped = s.addr, s.mapped
 	if l.from == nil {
 		l.from = s.world.client
 	}
@@ -30,6 +33,28 @@ func measure(s *server, l load) (sample, *loadResult, error) {
 		User: each(user2 - user), System: each(system2 - system), Idle: (idle2 - idle) / (all2 - all),
 		Sent: r.Sent, Bad: r.Failed + r.Lost,
 	}, r, nil
+}
+
+// ask asks for one name, and returns its address.
+func (s *server) ask(number uint32, ttl int) (netip.Addr, error) {
+	conn, err := s.world.client.Dial(context.Background(), "udp", s.addr.String())
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer conn.Close()
+	b := make([]byte, packetSize)
+	n := question(b, number, ttl, 1)
+	_ = conn.SetDeadline(time.Now().Add(100 * time.Millisecond))
+	if _, err := conn.Write(b[:n]); err != nil {
+		return netip.Addr{}, err
+	}
+	if n, err = conn.Read(b); err != nil {
+		return netip.Addr{}, err
+	}
+	if n < 16 || b[3]&15 != 0 || binary.BigEndian.Uint16(b[6:]) != 1 {
+		return netip.Addr{}, fmt.Errorf("%s: no address for name %d", s.name, number)
+	}
+	return netip.AddrFrom4([4]byte(b[n-4 : n])), nil
 }
 
 func micros(d time.Duration) float64 { return float64(d) / 1000 }
@@ -146,15 +171,19 @@ func (b *bench) other() []*variant {
 	return []*variant{v}
 }
 
-// compared adds rows for throughput and for the server's CPU time.
+// compared adds a row for throughput, with the server's CPU time.
 func (b *bench) compared(experiment, what, reference string, wanted float64) {
-	r := b.report.compare(experiment, "guard-on", reference, perSecond)
+	b.comparedOf(experiment, what, "guard-on", reference, wanted)
+}
+
+func (b *bench) comparedOf(experiment, what, variant, reference string, wanted float64) {
+	r := b.report.compare(experiment, variant, reference, perSecond)
 	r.What, r.Unit = what, "/s"
 	if wanted > 0 {
 		r = r.atLeast(wanted)
 	}
-	ours, theirs := median(values(b.report.Samples[experiment]["guard-on"], cpuTime)), median(values(b.report.Samples[experiment][reference], cpuTime))
-	idle := median(values(b.report.Samples[experiment]["guard-on"], func(s sample) float64 { return s.Idle }))
+	ours, theirs := median(values(b.report.Samples[experiment][variant], cpuTime)), median(values(b.report.Samples[experiment][reference], cpuTime))
+	idle := median(values(b.report.Samples[experiment][variant], func(s sample) float64 { return s.Idle }))
 	r.Note = fmt.Sprintf("server's CPU %.1f us a query against %.1f; machine %.0f %% idle", ours, theirs, 100*idle)
 	b.report.add(r)
 }

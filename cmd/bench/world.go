@@ -1,8 +1,6 @@
 package main
 
 import (
-	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -55,6 +53,8 @@ type variant struct {
 	config func(s *server) string
 	// ruleset has a guard's ruleset loaded beside it, by a guard that has left.
 	ruleset bool
+	// mapped has its names answered with addresses of a pool.
+	mapped bool
 	// nft is rules to load before, by the nft program.
 	nft string
 }
@@ -225,24 +225,10 @@ func (s *server) ready() error {
 	return errors.New("it does not answer")
 }
 
-// answers asks one question.
 func (s *server) answers() bool {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	conn, err := s.world.client.Dial(ctx, "udp", s.addr.String())
-	if err != nil {
-		return false
-	}
-	defer conn.Close()
-	b := make([]byte, packetSize)
 	first, _ := never()
-	n := question(b, first, 0, 1)
-	_ = conn.SetDeadline(time.Now().Add(100 * time.Millisecond))
-	if _, err := conn.Write(b[:n]); err != nil {
-		return false
-	}
-	n, err = conn.Read(b)
-	return err == nil && n > 12 && b[3]&15 == 0 && binary.BigEndian.Uint16(b[6:]) == 1
+	_, err := s.ask(first, 0)
+	return err == nil
 }
 
 // leaveRuleset has a guard come and go that leaves its rules.

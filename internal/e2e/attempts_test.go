@@ -484,6 +484,56 @@ func sourceRoute(a *attacker) (all []packet) {
 	return all
 }
 
+// sourceRouteOnItsWay has come by another router, as it says, or has another option in front:
+// the kernel goes by it all the same, but where it looks for options, it finds fault with it.
+func sourceRouteOnItsWay(a *attacker) (all []packet) {
+	if !is4(a.to) {
+		return nil
+	}
+	to := netip.MustParseAddr(a.to).AsSlice()
+	for _, options := range [][]byte{
+		slices.Concat([]byte{0x83, 11, 8, 10, 9, 9, 9}, to, []byte{0}),
+		slices.Concat([]byte{0x82, 4, 0, 0, 1, 0x83, 7, 4}, to),
+		slices.Concat([]byte{1, 0x82, 4, 0, 0, 0x83, 11, 8, 10, 9, 9, 9}, to),
+	} {
+		for _, p := range indifferent(a.own(), a.to) {
+			p.destination, p.options = netip.MustParseAddr(gateway4), options
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// alongLive asks the gateway, which answers, and goes on with packets that look the same and
+// have a route laid down: connection tracking takes them for more of the same.
+func alongLive(a *attacker) string {
+	gateway, question := a.resolver6, new(dns.Msg).SetQuestion("along.live.test.", dns.TypeTXT)
+	if is4(a.to) {
+		gateway = a.resolver4
+	}
+	packed, err := question.Pack()
+	if err == nil {
+		err = a.send(newUDP(a.own(), gateway, 4002, 53, packed...), newICMP(a.own(), gateway))
+	}
+	if err != nil {
+		return err.Error()
+	}
+	time.Sleep(500 * time.Millisecond) // for the answers
+	return forges(func(*attacker) []packet {
+		udp, ping := newUDP(a.own(), gateway, 4002, 53), newICMP(a.own(), gateway)
+		udp.payload[6], udp.payload[7] = 0, 0
+		to := netip.MustParseAddr(a.to).AsSlice()
+		if is4(a.to) {
+			udp.options = slices.Concat([]byte{0x83, 7, 4}, to, []byte{0})
+			ping.options = udp.options
+			return []packet{udp, ping}
+		}
+		udp.payload = slices.Concat([]byte{udp.protocol, 4, 4, 1, 1, 0, 0, 0}, to, udp.destination.AsSlice(), udp.payload)
+		udp.protocol = unix.IPPROTO_ROUTING
+		return []packet{udp}
+	})(a)
+}
+
 // routingHeaders do the same for IPv6, those for which the kernel is not set up too.
 func routingHeaders(a *attacker) (all []packet) {
 	for _, kind := range []byte{0, 2, 3} {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/admin"
@@ -38,6 +39,7 @@ type caseWorld struct {
 	suspects []suspect
 	zones    []string // that the names are in
 	targets  []string
+	real     map[netip.Addr]netip.Addr // behind mapped addresses
 	sport    uint16
 	verdicts map[string]int // how often each reason came up
 	skipped  int
@@ -48,7 +50,7 @@ var caseProtocols = []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICM
 // What is said of a packet is what becomes of it, whoever has asked and sends, whatever
 // has been asked, revoked or has run out before, in each mode.
 func TestExplanationsAndPacketsAgree(t *testing.T) {
-	const cases = 1000
+	const cases = 1000 // and some with routes
 	for _, setup := range []struct {
 		name, directive, blocks string
 		zones                   []string
@@ -62,10 +64,12 @@ func TestExplanationsAndPacketsAgree(t *testing.T) {
 		{"any", guardBlock("nft-both", "scope any", "dns_ports open", "interfaces lan0"), "", []string{""}, true, true, false},
 		{"local", guardBlock("nft-local", "allowedLocalIPs 198.18.201.0/24"),
 			"users.test {\nipdestinationguard {\nusers 1000\n}\nforward . " + resolver4 + "\n}\n", []string{"", "users."}, true, false, true},
+		{"routes", guardBlock("nft-both", append(slices.Clone(twoRoutes), "allowedIPs 198.18.200.0/24")...), "", []string{"", "one.", "two.", "two."}, true, true, false},
 	} {
 		t.Run(setup.name, func(t *testing.T) {
 			t.Parallel()
-			c := &caseWorld{world: newWorld(t), random: rand.New(rand.NewPCG(6, 6)), zones: setup.zones, sport: 20_000, verdicts: map[string]int{}}
+			c := &caseWorld{world: newWorld(t), random: rand.New(rand.NewPCG(6, 6)), zones: setup.zones, sport: 20_000, verdicts: map[string]int{}, real: map[netip.Addr]netip.Addr{}}
+			c.addEgress()
 			neighbour, routed := c.moreClients()
 			path, option := c.socket()
 			directive := strings.Replace(setup.directive, "{", "{\n\t"+option+"\n\tttl 1s 60s\n\tmargin 0s", 1)
@@ -105,6 +109,9 @@ func TestExplanationsAndPacketsAgree(t *testing.T) {
 			for i := range 10 {
 				c.targets = append(c.targets, fmt.Sprintf("198.18.9.%d", i), fmt.Sprintf("2001:db8:18:9::%x", i))
 			}
+			if setup.name == "routes" {
+				c.targets = append(c.targets, "100.127.1.1", "fd00:2021:1111:8000::1f:ffff") // which are nobody's
+			}
 			c.targets = append(c.targets, "198.18.200.1", "198.18.201.1", "198.18.202.1", resolver4, "198.18.9.9", "198.18.9.9")
 			for range cases / 4 {
 				c.change()
@@ -130,7 +137,25 @@ func (c *caseWorld) change() {
 			server = s.resolver4 // one may ask over either version for either
 		}
 		name := strings.Replace(nameOf(pick(c, []int{1, 1, 2, 60}), to.String()), "test.", pick(c, c.zones)+"test.", 1)
-		c.askName(s, server, name, to)
+		qtype := dns.TypeAAAA
+		if to.Is4() {
+			qtype = dns.TypeA
+		}
+		m, err := c.ask(s, server, name, qtype)
+		c.world.must(err)
+		for _, rr := range m.Answer {
+			got := to
+			switch rr := rr.(type) {
+			case *dns.A:
+				got = netip.AddrFrom4([4]byte(rr.A.To4()))
+			case *dns.AAAA:
+				got = netip.AddrFrom16([16]byte(rr.AAAA))
+			}
+			if got != to && !slices.Contains(c.targets, got.String()) {
+				c.real[got] = to
+				c.targets = append(c.targets, got.String())
+			}
+		}
 	case n < 13:
 		_, err := c.admin.Revoke(context.Background(), admin.RevokeRequest{GrantsQuery: admin.GrantsQuery{Address: netip.PrefixFrom(netip.MustParseAddr(pick(c, c.targets[:1])), 28)}})
 		c.world.must(err)
@@ -203,12 +228,16 @@ func (c *caseWorld) sent(s suspect, source string, to netip.Addr, protocol uint8
 		_ = send(s.raw, s.out, p) // the firewall's answer, if it is this machine's own
 	}
 	id = bin.BigEndian.AppendUint16(nil, from)
+	comes := to
+	if real, mapped := c.real[to]; mapped {
+		comes = real
+	}
 	return c.seen(func(p packet) bool {
 		at := 0
 		if protocol == unix.IPPROTO_ICMP || protocol == unix.IPPROTO_ICMPV6 {
 			at = 4
 		}
-		return p.destination == to && p.protocol == protocol && len(p.payload) >= at+2 && slices.Equal(p.payload[at:at+2], id)
+		return p.destination == comes && p.protocol == protocol && len(p.payload) >= at+2 && slices.Equal(p.payload[at:at+2], id)
 	}) > 0
 }
 

@@ -240,3 +240,44 @@ func (o *office) certificate() string {
 	}
 	return path
 }
+
+// A route's pool has the sentinels' network in it: what goes to those of this machine is for them, and nothing else is.
+func TestSentinelsBesideRoutes(t *testing.T) {
+	t.Parallel()
+	for mode, corefile := range map[string]string{
+		"nft-local": guardedSentinels,
+		"nft-both":  strings.Replace(guardedSentinels, "sentinel\n}\n", "sentinel {\n\t\tfrom 192.0.2.0/24\n\t}\n}\n", 1),
+	} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			o := newOffice(t)
+			o.nameserver(1)
+			o.must(o.world.world.Route("100.100.111.0/24", "192.0.2.1"))
+			o.etc("resolv.conf", "nameserver 198.18.53.1\n")
+			run := o.command(sentinelBinary(t), "run")
+			o.must(run.Start())
+			book := filepath.Join(o.files, "book.db")
+			o.runCoreDNSWhenItCan(strings.Replace(corefile, "nft-local {\n", mode+" {\n\t\troute routed.example.test {\n\t\t\tstate "+book+"\n\t\t}\n", 1))
+			for _, network := range networks {
+				if !o.askAs(o.guard, network, "", sentinel1, "www.example.test.") {
+					t.Errorf("the machine gets no answer over %s", network)
+				}
+				if mode == "nft-both" && !o.askAs(o.world.world, network, "", sentinel1, "www.example.test.") {
+					t.Errorf("a client that may ask gets no answer over %s", network)
+				}
+			}
+			o.wantPointed(true)
+			addr, _ := o.getent("routed.example.test")
+			if !strings.HasPrefix(addr, "100.96.") {
+				t.Errorf("the routed name has %s", addr)
+			}
+			o.wantOpen(o.guard, "tcp", addr)
+			o.must(run.Stop())
+			for _, network := range networks {
+				if o.askAs(o.guard, network, "", sentinel1, "www.example.test.") {
+					t.Errorf("somebody answers over %s where no sentinel is", network)
+				}
+			}
+		})
+	}
+}
