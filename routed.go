@@ -39,7 +39,9 @@ func (q *query) routed(m, said *dns.Msg, scope backend.Scope) (out *dns.Msg, don
 	if r, err = g.awaitRoute(q.Context, r, name); err != nil {
 		return nil, true, err
 	}
-	out, err = q.rewritten(m, said, scope, r, name, local)
+	// The addresses are of the name that was asked for, whichever on the way has the route:
+	// else whoever answers for an alias could say where another name's addresses lead.
+	out, err = q.rewritten(m, said, scope, r, q.question.Name, local)
 	return out, true, err
 }
 
@@ -70,7 +72,11 @@ func (q *query) rewritten(m, said *dns.Msg, scope backend.Scope, r *namedRoute, 
 		}
 	}
 	scope.Class = r.class
-	mapped, err := g.mapped(q.Context, r, name, scope, real)
+	var asker uint64
+	if !r.literal || p.of(name) == nil {
+		asker = g.share(scope)
+	}
+	mapped, err := g.mapped(q.Context, r, name, asker, real)
 	if err != nil {
 		refusedOf(err).Inc()
 		g.failures.Do(func() { log.Errorf("An answer for a name with a route was withheld, the client got SERVFAIL: %v", err) })
@@ -142,7 +148,7 @@ func (g *guard) leads(r *namedRoute, addr netip.Addr, local bool) bool {
 
 // mapped returns addresses that stand for the real ones of a name, when the kernel
 // translates them.
-func (g *guard) mapped(ctx context.Context, r *namedRoute, name string, scope backend.Scope, real []netip.Addr) (all []netip.Addr, err error) {
+func (g *guard) mapped(ctx context.Context, r *namedRoute, name string, asker uint64, real []netip.Addr) (all []netip.Addr, err error) {
 	is6 := func(a netip.Addr) bool { return !a.Is4() }
 	slices.SortStableFunc(real, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() })
 	at := slices.IndexFunc(real, is6)
@@ -153,7 +159,7 @@ func (g *guard) mapped(ctx context.Context, r *namedRoute, name string, scope ba
 		if len(version) == 0 {
 			continue
 		}
-		answer, err := r.book.Assign(ctx, &r.listed, name, g.share(r, scope), version, g.settings.Load().hold)
+		answer, err := r.book.Assign(ctx, &r.listed, name, asker, version, g.settings.Load().hold)
 		if err != nil {
 			return nil, err
 		}
@@ -169,9 +175,9 @@ func (g *guard) mapped(ctx context.Context, r *namedRoute, name string, scope ba
 	return all, nil
 }
 
-// share is by whom names are made up, if somebody can make them up.
-func (g *guard) share(r *namedRoute, scope backend.Scope) uint64 {
-	if r.literal || scope.Holder.Many() {
+// share is by whom names are made up, if that can be told.
+func (g *guard) share(scope backend.Scope) uint64 {
+	if scope.Holder.Many() {
 		return 0
 	}
 	scope.Class = 0

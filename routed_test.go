@@ -296,3 +296,12 @@ func TestRoutedWithoutWayToPool(t *testing.T) {
 	r.guard.host.leads = func(to netip.Addr, _ identity.Way, _ time.Time) bool { return to == netip.MustParseAddr("2620:fe::fe") }
 	r.wantText(r.at("::1").ask("www.routed.test. AAAA", "www.routed.test. 30 AAAA 2620:fe::fe"), "Filtered: www.routed.test. has a route: there is no way to 2620:fe::fe from here\n")
 }
+
+// Whoever answers for an alias must not send what others send to a name to himself.
+func TestAliasesDoNotSayWhereNamesLead(t *testing.T) {
+	r := newRig(t, routedBoth)
+	c := r.at("127.0.0.1")
+	r.wantText(c.ask("www.routed.test. A", wwwAnswer), wwwMapped)
+	r.wantText(c.ask("a.test. A", "a.test. 30 CNAME www.routed.test.\nwww.routed.test. 30 A 6.6.6.6"), "a.test. 30 IN A 100.96.0.2\n")
+	r.wantMapped("100.96.0.1 > 9.9.9.9", "100.96.0.2 > 6.6.6.6")
+}
