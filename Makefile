@@ -102,7 +102,8 @@ install: ## install what make build has made; PREFIX (/usr/local), DESTDIR
 		sed 's|/usr/local/bin/|$(PREFIX)/bin/|' deployment/$$unit.service > '$(unitdir)'/$$unit.service && \
 		chmod 0644 '$(unitdir)'/$$unit.service || exit 1; \
 	done
-	install -m 0644 Corefile.example deployment/README.md deployment/egress-gateway.md deployment/boot-server.nft deployment/boot-gateway.nft '$(share)'
+	install -m 0644 Corefile.example $(addprefix deployment/,README.md egress-gateway.md upstream.md Corefile.dot Corefile.doh Corefile.doq \
+		ipdestinationguard-certificates.path ipdestinationguard-certificates.service alerts.yml grafana-dashboard.json boot-server.nft boot-gateway.nft) '$(share)'
 	[ -e '$(confdir)/Corefile' ] || install -m 0644 Corefile.example '$(confdir)/Corefile'
 	[ -e '$(confdir)/boot.nft' ] || install -m 0644 deployment/boot-server.nft '$(confdir)/boot.nft'
 
