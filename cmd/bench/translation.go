@@ -15,19 +15,23 @@ import (
 )
 
 // routedTraffic: connections, packets and bytes through translation, against a gateway
-// that has no routes; and what goes through the same gateway untranslated.
+// that has no routes, and one that has none but masquerades, as routes do and most gateways;
+// and what goes untranslated through one that has routes.
 func routedTraffic(b *bench) error {
-	w, err := newWorld(routedOn(b.Ours, "on_exit remove"), guardOn(b.Ours, "on_exit remove"))
+	masquerading := guardOn(b.Ours, "on_exit remove")
+	masquerading.name, masquerading.nft = "masquerading", masqueradeRules
+	w, err := newWorld(routedOn(b.Ours, "on_exit remove"), guardOn(b.Ours, "on_exit remove"), masquerading)
 	if err != nil {
 		return err
 	}
 	defer w.close()
-	// What goes to the upper half of the addresses goes by way of the second.
-	routed, plain := w.servers[0], w.servers[1]
+	// What goes to the upper half of the addresses goes by way of the others.
+	routed, plain, masq := w.servers[0], w.servers[1], w.servers[2]
 	err = errors.Join(
-		w.client.Route("11.128.0.0/9", plain.lan()),
+		w.client.Route("11.128.0.0/10", plain.lan()),
+		w.client.Route("11.192.0.0/10", masq.lan()),
 		w.client.Route(fmt.Sprintf("%d.0.0.0/8", mappedPool), routed.lan()),
-		routed.start(), plain.start(),
+		routed.start(), plain.start(), masq.start(),
 	)
 	if err != nil {
 		return err
@@ -41,6 +45,7 @@ func routedTraffic(b *bench) error {
 	}{
 		{name: "routed", server: routed, number: 0x010203, ttl: 86400},
 		{name: "guard-on", server: plain, number: 0x810203, ttl: 86400},
+		{name: masq.name, server: masq, number: 0xc10203, ttl: 86400},
 		{name: "beside", server: routed, number: 0x010204, ttl: unroutedTTL},
 	}
 	for i := range ways {
@@ -90,12 +95,16 @@ func routedTraffic(b *bench) error {
 	for _, kind := range kinds {
 		translated := b.report.compare(kind.row, "routed", "guard-on", perSecond)
 		translated.What, translated.Unit = kind.what+", translated", kind.unit
+		nat := b.report.compare(kind.row, "routed", masq.name, perSecond)
+		nat.What, nat.Unit = translated.What, kind.unit
 		beside := b.report.compare(kind.row, "beside", "guard-on", perSecond)
 		beside.What, beside.Unit = kind.what+", untranslated beside a route", kind.unit
-		b.report.add(translated.atLeast(0.95), beside)
+		b.report.add(translated.atLeast(0.95), nat, beside)
 	}
 	return nil
 }
+
+const masqueradeRules = `table ip plain { chain out { type nat hook postrouting priority srcnat; oifname "wan0" masquerade; }; }`
 
 // flood sends packets to the sink for a time, and returns how many a second arrived.
 func (s *sink) flood(from *netlab.Host, to netip.Addr, lasting time.Duration) (float64, error) {
