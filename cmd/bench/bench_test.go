@@ -111,3 +111,23 @@ func TestChart(t *testing.T) {
 		t.Error(c.svg())
 	}
 }
+
+func TestChoose(t *testing.T) {
+	for _, tc := range []struct{ name, only, want string }{
+		{"one", "hot", "hot"},
+		{"those that begin so", "cold,routes", "cold routes-answers routes-traffic routes-mappings"},
+		{"one of these", "routes-traffic", "routes-traffic"},
+		{"no such", "rou", ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			todo, err := choose(tc.only)
+			var got []string
+			for _, e := range todo {
+				got = append(got, e.name)
+			}
+			if strings.Join(got, " ") != tc.want || (err != nil) != (tc.want == "") {
+				t.Errorf("got %v, %v, want %s", got, err, tc.want)
+			}
+		})
+	}
+}
