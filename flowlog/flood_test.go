@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
@@ -48,7 +49,9 @@ func TestFlood(t *testing.T) {
 		t.Fatalf("%v: %s", err, sender.Output())
 	}
 	sent := time.Since(began)
-	backendtest.Eventually(t, "all is counted", func() bool {
+	lost := int(g.lostOnTheWay(t))
+	total -= lost
+	backendtest.Eventually(t, fmt.Sprintf("all is counted (%d got lost on the way)", lost), func() bool {
 		return g.Sums().Tallies[backend.Forward].Refused.Packets >= uint64(total)
 	})
 	took, cpu := time.Since(began), used(t)-before
@@ -76,7 +79,7 @@ func TestFlood(t *testing.T) {
 			loudest = f
 		}
 	}
-	if loudest.Packets != uint64(total/2) || loudest.Addr != netip.AddrFrom4(loud) || loudest.Bytes != loudest.Packets*29 {
+	if loudest.Packets > uint64((total+lost)/2) || loudest.Packets+uint64(lost) < uint64((total+lost)/2) || loudest.Addr != netip.AddrFrom4(loud) || loudest.Bytes != loudest.Packets*29 {
 		t.Errorf("%v", loudest)
 	}
 	if sums.Flows > mostFlows || heap() > memory+16<<20 {
@@ -88,6 +91,22 @@ func TestFlood(t *testing.T) {
 	if cpu > took/20 && !raceDetector {
 		t.Errorf("%v of CPU time in %v", cpu, took)
 	}
+}
+
+// lostOnTheWay is how many packets of the client have not come to the gateway, which had
+// no room for them on a machine that was busy.
+func (g *guarded) lostOnTheWay(t *testing.T) (lost uint64) {
+	t.Helper()
+	if err := g.client.Do(func() error {
+		link, err := netlink.LinkByName("eth0")
+		if err == nil {
+			lost = link.Attrs().Statistics.TxDropped
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return lost
 }
 
 // heap is the memory in use.
