@@ -3,6 +3,7 @@ package nft
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"net/netip"
 	"time"
 
@@ -40,6 +41,9 @@ func (b *Backend) Denied(ctx context.Context, each func(backend.Denial)) error {
 				})
 				if err == nil {
 					err = context.Cause(ctx) // the socket is of no use any more
+				}
+				if errors.Is(err, unix.ENOENT) {
+					continue // a reload has meanwhile taken the set away
 				}
 				if err != nil {
 					return explain(err)
