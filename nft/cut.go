@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
@@ -41,10 +39,9 @@ func arming(table string) (found bool) {
 		return false // nor can connections be read then
 	}
 	defer s.close()
-	attrs := appendString(appendString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, table), unix.NFTA_SET_ELEM_LIST_SET, setArming)
-	_ = s.request(unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, unix.NFPROTO_INET, attrs, func(data []byte) bool {
-		for typ, elements := range attributes(data) {
-			found = found || typ == unix.NFTA_SET_ELEM_LIST_ELEMENTS && len(elements) > 0
+	_ = s.dumpSet(table, setArming, func(data []byte) bool {
+		for range elementsIn(data) {
+			found = true
 		}
 		return true
 	})

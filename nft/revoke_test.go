@@ -6,8 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/nftables"
-
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/backend/backendtest"
 )
@@ -26,20 +24,7 @@ func (n *network) revoke(which func(backend.Grant) bool) (revoked int) {
 // endArming ends the time in which connections older than the guard may go on.
 func (n *network) endArming() {
 	n.Helper()
-	if err := n.do(func(w *writer) error {
-		msgs, err := compose(func(c *nftables.Conn) error {
-			c.FlushSet(&nftables.Set{Name: setArming, Table: &nftables.Table{Name: w.rules.Table, Family: nftables.TableFamilyINet}})
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		w.batch.begin(0)
-		w.batch.add(msgs)
-		return w.socket.transact(&w.batch)
-	}); err != nil {
-		n.Fatal(err)
-	}
+	n.flush(setArming)
 }
 
 // What is revoked is refused, in every set that could open it; what is live goes on,
