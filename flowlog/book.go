@@ -2,6 +2,7 @@ package flowlog
 
 import (
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
@@ -41,7 +42,7 @@ const (
 
 // A book has the flows that were seen lately. When it is full, the one that was seen least
 // recently makes room; but what is read of the kernel's lists pushes out nothing that these
-// have, too. A flood would do that with itself.
+// have, too, unless it is louder. A flood would do that with itself.
 type book struct {
 	flows          map[backend.Flow]*entry
 	newest, oldest *entry // by when they were seen
@@ -62,7 +63,7 @@ type entry struct {
 	newer, older *entry
 
 	counted backend.Count // by the kernel, as was read last
-	look    int           // in which it was read last
+	look    int           // since which it is known to be in the kernel's lists
 	told    backend.Count
 	toldAt  time.Time // when it was told of, or would have been
 	begun   bool      // it was told of
@@ -90,7 +91,7 @@ func (b *book) listed(d *backend.Denial, now time.Time) (Event, bool) {
 		if d.Last.Before(b.lookedAt.Add(-clock)) {
 			return Event{}, false // nothing new of one that had to make room
 		}
-		if e = b.enter(d.Flow, true); e == nil {
+		if e = b.enter(d.Flow, d.Packets); e == nil {
 			return Event{}, false
 		}
 		e.First = d.Last
@@ -125,10 +126,10 @@ func forgotten(e *entry, d *backend.Denial, knownAt time.Time) bool {
 func (b *book) shown(s *shown, now time.Time) (Event, bool) {
 	e := b.flows[s.Flow]
 	if e == nil {
-		e = b.enter(s.Flow, false)
+		e = b.enter(s.Flow, math.MaxUint64)
 		e.First = now
 	}
-	e.Packet = s.Packet
+	e.Packet, e.look = s.Packet, b.look
 	if e.counted.Packets == 0 {
 		e.Packets++
 		e.Bytes += uint64(s.Length)
@@ -138,10 +139,10 @@ func (b *book) shown(s *shown, now time.Time) (Event, bool) {
 	return b.tell(e, now)
 }
 
-// enter makes an entry, or returns nil if there is no room for what is read of the lists.
-func (b *book) enter(f backend.Flow, looking bool) *entry {
+// enter makes an entry, or returns nil if there is no room for a flow of so many packets.
+func (b *book) enter(f backend.Flow, packets uint64) *entry {
 	if len(b.flows) >= mostFlows {
-		if looking && b.oldest.look >= b.look-1 {
+		if b.oldest.look >= b.look-1 && b.oldest.Packets >= packets {
 			b.unkept++
 			return nil
 		}

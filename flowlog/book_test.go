@@ -228,6 +228,47 @@ func TestBookIsBounded(t *testing.T) {
 	}
 }
 
+// However many quiet flows there are, and in whatever order they are read, a loud one is
+// not lost among them: neither before its count has been read, nor among those read.
+func TestLoudFlowsAreKept(t *testing.T) {
+	const loud = 1 << 15
+	for _, isShown := range []bool{true, false} {
+		k := newKernel()
+		b := newBook(k.now)
+		told := 0
+		for range 3 {
+			k.now = k.now.Add(time.Second)
+			k.deny(flow(loud), 1000)
+			if isShown {
+				b.shown(&shown{Flow: flow(loud), Packet: Packet{Length: 60}}, k.now)
+			}
+			for n := range 2 * mostFlows {
+				k.deny(flow(n), 1)
+			}
+			b.begin()
+			last := k.listed[flow(loud)] // the last one that is read
+			for f, d := range k.listed {
+				if f != last.Flow {
+					b.listed(&d, k.now)
+				}
+			}
+			if isShown && b.flows[last.Flow] == nil {
+				t.Error("what was shown has been pushed out before it was read")
+			}
+			if _, due := b.listed(&last, k.now); due {
+				told++
+			}
+			b.end(k.now)
+			if e := b.flows[last.Flow]; e == nil || e.Packets != last.Packets || isShown != (e.Packet.Length > 0) {
+				t.Fatalf("shown %v: %+v", isShown, e)
+			}
+		}
+		if len(b.flows) != mostFlows || told > 1 {
+			t.Errorf("%d flows; it was told of %d times", len(b.flows), told)
+		}
+	}
+}
+
 // What had to make room comes back with what is new of it only.
 func TestPushedOutFlows(t *testing.T) {
 	k := newKernel()
