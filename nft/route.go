@@ -126,7 +126,7 @@ func (p *path) judge(o opening) chain {
 	if p.forward && p.rules.Capture != 0 {
 		captured = []rule{{"plain DNS of clients: captured", []match{tcpOrUDP, plainDNSPort}, accept}}
 	}
-	return chain{o.chain, nil, slices.Concat(o.straight(), marks, alive(o.refuse, o.live(), o.known()), captured, p.noMiddle(), o.rules(), refuse(o.refuse))}
+	return chain{o.chain, nil, slices.Concat(o.straight(), marks, alive(o.refuse, o.live(), o.known()), p.sentinels(), captured, p.noMiddle(), o.rules(), refuse(o.refuse))}
 }
 
 // noMiddle refuses what is of no connection that is known: one has been ended. It was with
@@ -141,15 +141,14 @@ func (p *path) first(judge string) chain {
 	if p.forward {
 		c.base = &routedForwardBase
 	}
-	c.rules = p.sentinels()
 	for _, pool := range pools(p.rules.Routes) {
 		c.rules = append(c.rules, rule{"mapped addresses", append([]match{destinationIn(pool)}, p.guarded()...), jump(judge)})
 	}
 	return c
 }
 
-// sentinels let pass what goes to sentinels of this machine. Their networks lie in the middle of the
-// pool that routes have unless told otherwise, and no name has an address of them.
+// sentinels let pass what goes to sentinels of this machine. Their networks lie in the middle
+// of the pool that routes have unless told otherwise, and no name has an address of them.
 func (p *path) sentinels() (rules []rule) {
 	for _, network := range backend.Sentinels {
 		if slices.ContainsFunc(pools(p.rules.Routes), network.Overlaps) {
@@ -231,11 +230,20 @@ func bound(name string, r *backend.Rules, otherwise verdict) chain {
 }
 
 // translated sends what has been translated to the chain for that.
-func (p *path) translated() (rules []rule) {
-	for _, pool := range pools(p.rules.Routes) {
-		rules = append(rules, rule{"from a mapped address", []match{hasDNAT, ctOriginal, originallyIn(pool)}, jump(p.name("pass"))})
+func (p *path) translated() []rule {
+	if len(p.rules.Routes) == 0 {
+		return nil
 	}
-	return rules
+	return []rule{{"translated, by whomever", []match{hasDNAT, ctOriginal}, jump(p.name("translated"))}}
+}
+
+// ours is the chain that sends what has come from a mapped address to the chain for that.
+func (p *path) ours() chain {
+	c := chain{name: p.name("translated")}
+	for _, pool := range pools(p.rules.Routes) {
+		c.rules = append(c.rules, rule{"from a mapped address", []match{originallyIn(pool)}, jump(p.name("pass"))})
+	}
+	return c
 }
 
 // unassigned refuses what goes to a pool.
@@ -254,5 +262,5 @@ func (p *path) chains(o opening, u resolvers) []chain {
 	o.chain = p.name(setMapped)
 	judged := p.judged(o.chain)
 	o.refuse = judged.verdict()
-	return slices.Concat(p.atOnce().chains(), judged.chains(), o.chains(), o.liveChains(nil), []chain{o.optionsChain(), p.judge(o), p.first(o.chain), p.translate(), p.pass(u)})
+	return slices.Concat(p.atOnce().chains(), judged.chains(), o.chains(), o.liveChains(nil), []chain{o.optionsChain(), p.judge(o), p.first(o.chain), p.translate(), p.pass(u), p.ours()})
 }

@@ -163,9 +163,9 @@ func (rs *ruleset) addChains(r backend.Rules) {
 }
 
 // alive is what every guarded chain begins with. Packets of live connections go by the
-// rules for them.
+// rules for them. They are most of all, so nothing else comes first.
 func alive(refuse verdict, live ...[]rule) []rule {
-	return slices.Concat([]rule{{unconnected, []match{ctState("invalid")}, refuse}}, slices.Concat(live...), livesOn())
+	return slices.Concat(slices.Concat(live...), livesOn(), []rule{{unconnected, []match{ctState("invalid")}, refuse}})
 }
 
 // livesOn lets packets of live connections through.
