@@ -31,7 +31,7 @@ func startSink(h *netlab.Host) (*sink, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.missed = s.bufferErrors()
+	s.missed = bufferErrors(h)
 	s.wg.Go(func() {
 		in := newPackets(64, false)
 		for !s.stop.Load() {
@@ -46,7 +46,7 @@ func startSink(h *netlab.Host) (*sink, error) {
 // arrived is how many probes have come, also those that were too many to be
 // read. (The responder, on the same host, has no more in flight than it can
 // queue.)
-func (s *sink) arrived() uint64 { return s.read.Load() + s.bufferErrors() - s.missed }
+func (s *sink) arrived() uint64 { return s.read.Load() + bufferErrors(s.Host) - s.missed }
 
 // await returns how many have arrived when all have or a second has passed.
 func (s *sink) await(n uint64) uint64 {
@@ -65,10 +65,10 @@ func (s *sink) close() {
 	unix.Close(s.fd)
 }
 
-// bufferErrors is how many UDP packets the host has dropped since nobody read
+// bufferErrors is how many UDP packets a host has dropped since nobody read
 // them in time.
-func (s *sink) bufferErrors() (n uint64) {
-	_ = s.Do(func() error {
+func bufferErrors(h *netlab.Host) (n uint64) {
+	_ = h.Do(func() error {
 		text, err := os.ReadFile("/proc/thread-self/net/snmp")
 		if err != nil {
 			return err
