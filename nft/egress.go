@@ -10,11 +10,11 @@ import (
 )
 
 // routeChains are those for routes that all paths share.
-func routeChains(r *backend.Rules) (first, last []chain) {
+func routeChains(r *backend.Rules, anyBound bool) (first, last []chain) {
 	if len(r.Routes) == 0 {
 		return nil, nil
 	}
-	arriving := &path{r, r.Gateway}
+	arriving := &path{rules: r, forward: r.Gateway}
 	own := chain{name: chainOwn, base: &ownBase}
 	if r.Gateway && r.Capture != 0 {
 		own.rules = append(own.rules, rule{"plain DNS of clients: captured", []match{notLoopback, tcpOrUDP, toPort.is(portBytes(r.Capture))}, accept})
@@ -34,6 +34,9 @@ func routeChains(r *backend.Rules) (first, last []chain) {
 		return []rule{{"leaves as its route says", []match{hasDNAT, originally(ipv4).in(routeName(route.Name, ipv4, r.Book))}, v}}
 	})}
 	last = []chain{own, egress}
+	if !anyBound {
+		return first, last
+	}
 	if r.Gateway {
 		first = append(first, bound(chainBound, r, rejectNoHost))
 	}

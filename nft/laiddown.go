@@ -10,21 +10,21 @@ const (
 	chainOptions = "options-"
 )
 
-// straight refuses them. Where IPv6 has a routing header, there is nothing else to look at.
-// Options of IPv4 are rare: only who has any is sent to the chain that looks at them.
+// straight refuses them. Most packets are of IPv4 and have no options: all others are sent to
+// the chain that looks at them.
 func (o *opening) straight() []rule {
-	return []rule{
-		{"options may lay down a route", []match{hasOptions}, jump(chainOptions + o.chain)},
-		{laidDown, []match{routingHeader}, o.refuse},
-	}
+	return []rule{{"may have a route laid down", []match{notBare}, jump(chainOptions + o.chain)}}
 }
 
-// optionsChain is that chain. To find one option, the kernel reads all of them, by stricter
-// rules than it forwards by: a source route on its second hop breaks them, and then it finds
-// none. So what lets a packet through is an option that it has found.
+// optionsChain is that chain. Where IPv6 has a routing header, there is nothing else to look
+// at. To find one option of IPv4, the kernel reads all of them, by stricter rules than it
+// forwards by: a source route on its second hop breaks them, and then it finds none. So what
+// lets such a packet through is an option that it has found.
 func (o *opening) optionsChain() chain {
 	const harmless = "records its way, or has routers look at it"
 	return chain{name: chainOptions + o.chain, rules: []rule{
+		{laidDown, []match{routingHeader}, o.refuse},
+		{"IPv6 has no other way to do so", []match{ipVersion6}, goBack},
 		{laidDown, []match{lsrr}, o.refuse},
 		{laidDown, []match{ssrr}, o.refuse},
 		loopback(goBack), // over which only root could send what cannot be read

@@ -49,7 +49,7 @@ func (b *Backend) readMapped(t testing.TB, complain func(string)) map[netip.Addr
 	}
 	table := &nftables.Table{Name: rules.Table, Family: nftables.TableFamilyINet}
 	all := map[netip.Addr]backend.Mapping{}
-	for _, s := range mappings(&rules) {
+	for _, s := range mappings(&rules, false) {
 		if !s.isMap() {
 			continue
 		}

@@ -69,6 +69,7 @@ func mask(bits ...byte) expr.Any {
 
 var (
 	ipVersion4  = match{text: "meta nfproto ipv4", exprs: isIPv4}
+	ipVersion6  = match{text: "meta nfproto ipv6", exprs: isIPv6}
 	oifLoopback = match{text: `oif "lo"`, exprs: []expr.Any{
 		// Loopback has index 1 in every namespace (LOOPBACK_IFINDEX).
 		load(expr.MetaKeyOIF), is(binary.NativeEndian.AppendUint32(nil, 1)...),
@@ -79,12 +80,9 @@ var (
 	notGuarded = match{text: "iifname != @" + setGuarded, exprs: []expr.Any{
 		load(expr.MetaKeyIIFNAME), &expr.Lookup{SourceRegister: register, SetName: setGuarded, Invert: true},
 	}}
-	tcpNoOpening = match{text: "tcp flags != syn / syn,ack", exprs: []expr.Any{
+	tcpOpening = match{text: "tcp flags syn / syn,ack", exprs: []expr.Any{
 		load(expr.MetaKeyL4PROTO), is(unix.IPPROTO_TCP),
-		payload(expr.PayloadBaseTransportHeader, 13, 1)(register), mask(0x12), compare(expr.CmpOpNeq, 0x02),
-	}}
-	notTCP = match{text: "meta l4proto != tcp", exprs: []expr.Any{
-		load(expr.MetaKeyL4PROTO), compare(expr.CmpOpNeq, unix.IPPROTO_TCP),
+		payload(expr.PayloadBaseTransportHeader, 13, 1)(register), mask(0x12), is(0x02),
 	}}
 	tcpMidStream = match{text: "tcp flags ! syn", exprs: []expr.Any{
 		load(expr.MetaKeyL4PROTO), is(unix.IPPROTO_TCP),
@@ -167,6 +165,12 @@ var (
 // times four bytes.
 var hasOptions = match{text: "ip hdrlength != 5", ip: isIPv4, exprs: []expr.Any{
 	payload(expr.PayloadBaseNetworkHeader, 0, 1)(register), mask(0x0f), compare(expr.CmpOpNeq, 5),
+}}
+
+// notBare is the condition that a packet is not IPv4 without options, which is what its first
+// byte says.
+var notBare = match{text: "@nh,0,8 != 0x45", exprs: []expr.Any{
+	payload(expr.PayloadBaseNetworkHeader, 0, 1)(register), compare(expr.CmpOpNeq, 0x45),
 }}
 
 // routingHeader is the condition that an IPv6 packet has one, of whatever type (RFC 8200,

@@ -22,6 +22,7 @@ type present struct {
 	fixed  map[string][]string // elements that do not end by themselves, by set
 
 	counters map[string]backend.Count
+	bound    bool // some mapped addresses are
 }
 
 // adoptable reports whether the table's grants can be kept: nothing in it
@@ -110,7 +111,19 @@ func readTable(name string) (present, error) {
 		}
 		p.chains[ch.Name] = ch
 	}
-	p.rules, err = own.rulesOf(name)
+	if p.rules, err = own.rulesOf(name); err != nil {
+		return p, err
+	}
+	for _, ipv4 := range versions {
+		if set := forVersion(setBound, ipv4); p.sets[set] != nil && !p.bound {
+			err = own.dumpSet(name, set, func(data []byte) bool {
+				for range elementsIn(data) {
+					p.bound = true
+				}
+				return !p.bound // the first ones are enough, and the socket is of no more use
+			})
+		}
+	}
 	return p, err
 }
 

@@ -41,6 +41,7 @@ const (
 type path struct {
 	rules   *backend.Rules
 	forward bool
+	bound   bool // some connections may leave by their route only
 }
 
 // name is what a chain of the path is called.
@@ -66,7 +67,7 @@ func pools(routes []backend.Route) (all []netip.Prefix) {
 // mappings are the sets of mapped addresses: what stands behind each, and of which route it
 // is. They have no size, though nothing comes in when MaxMappings are there: for a set with
 // one and without timeouts, the kernel takes memory for so many from the beginning.
-func mappings(r *backend.Rules) (sets []set) {
+func mappings(r *backend.Rules, bound bool) (sets []set) {
 	if len(r.Routes) == 0 {
 		return nil
 	}
@@ -76,11 +77,13 @@ func mappings(r *backend.Rules) (sets []set) {
 			key: selector{destination(ipv4)}, data: destination(ipv4).key, kept: true,
 		})
 	}
-	for _, ipv4 := range versions {
-		sets = append(sets, set{
-			name: forVersion(setBound, ipv4), comment: "mapped addresses of routes with a way out or a mark: live connections take no other way",
-			key: selector{destination(ipv4)}, kept: true,
-		})
+	if bound {
+		for _, ipv4 := range versions {
+			sets = append(sets, set{
+				name: forVersion(setBound, ipv4), comment: "mapped addresses of routes with a way out or a mark: live connections take no other way",
+				key: selector{destination(ipv4)}, kept: true,
+			})
+		}
 	}
 	for i := range r.Routes {
 		for _, ipv4 := range versions {
@@ -113,6 +116,12 @@ func eachVersion(routes []backend.Route, rules func(r *backend.Route, ipv4 bool)
 	return all
 }
 
+// swift reports whether packets of live connections to mapped addresses have nothing to pass
+// that those of others have not: no route gives them a mark, and nobody asks who sends them.
+func (p *path) swift(o *opening) bool {
+	return len(o.live())+len(o.known()) == 0 && !slices.ContainsFunc(p.rules.Routes, func(r backend.Route) bool { return r.Mark != 0 })
+}
+
 // judge is the chain for packets to mapped addresses, before they are translated. What it
 // does not accept it refuses.
 func (p *path) judge(o opening) chain {
@@ -126,7 +135,11 @@ func (p *path) judge(o opening) chain {
 	if p.forward && p.rules.Capture != 0 {
 		captured = []rule{{"plain DNS of clients: captured", []match{tcpOrUDP, plainDNSPort}, accept}}
 	}
-	return chain{o.chain, nil, slices.Concat(o.straight(), marks, alive(o.refuse, o.live(), o.known()), p.sentinels(), captured, p.noMiddle(), o.rules(), refuse(o.refuse))}
+	live := alive(o.refuse, o.live(), o.known())
+	if p.swift(&o) {
+		live = notInvalid(o.refuse)
+	}
+	return chain{o.chain, nil, slices.Concat(o.straight(), marks, live, p.sentinels(), captured, p.noMiddle(), o.rules(), refuse(o.refuse))}
 }
 
 // noMiddle refuses what is of no connection that is known: one has been ended. It was with
@@ -136,13 +149,16 @@ func (p *path) noMiddle() []rule {
 }
 
 // first is the chain that sends packets to mapped addresses to be judged.
-func (p *path) first(judge string) chain {
+func (p *path) first(o *opening) chain {
 	c := chain{name: p.name("routed"), base: &routedOutputBase}
 	if p.forward {
 		c.base = &routedForwardBase
 	}
+	if p.swift(o) {
+		c.rules = []rule{livesOn()}
+	}
 	for _, pool := range pools(p.rules.Routes) {
-		c.rules = append(c.rules, rule{"mapped addresses", append([]match{destinationIn(pool)}, p.guarded()...), jump(judge)})
+		c.rules = append(c.rules, rule{"mapped addresses", append([]match{destinationIn(pool)}, p.guarded()...), jump(o.chain)})
 	}
 	return c
 }
@@ -186,12 +202,12 @@ func (p *path) translate() chain {
 }
 
 // pass is the chain for what has been translated.
-func (p *path) pass(u resolvers) chain {
+func (p *path) pass(o *opening, u resolvers) chain {
 	c := chain{name: p.name("pass")}
-	if p.forward {
-		c.rules = isBound(chainBound)
+	if !p.swift(o) {
+		c.rules = append(p.bindings(), livesOn())
 	}
-	c.rules = slices.Concat(c.rules, livesOn(), u.shut())
+	c.rules = append(c.rules, u.shut()...)
 	if !p.forward { // where it is about to go, no packet on its way out tells any more
 		c.rules = append(c.rules, p.refuseAtOnce("a real address is this machine's own", toSelf)...)
 	}
@@ -229,21 +245,30 @@ func bound(name string, r *backend.Rules, otherwise verdict) chain {
 	}), rule{"its route is not there any more", []match{liveConnection}, drop})}
 }
 
-// translated sends what has been translated to the chain for that.
-func (p *path) translated() []rule {
-	if len(p.rules.Routes) == 0 {
-		return nil
+// begin is what the guarded chain of the path begins with. Packets of live connections that
+// are translated are let through with all others if they can be; else apart from them, since
+// what grants of their real addresses say is not about them.
+func (p *path) begin(o *opening, alive []rule) []rule {
+	if p.swift(o) {
+		return slices.Concat(o.straight(), p.bindings(), alive, p.translated())
 	}
-	return []rule{{"translated, by whomever", []match{hasDNAT, ctOriginal}, jump(p.name("translated"))}}
+	return slices.Concat(p.translated(), o.straight(), alive)
 }
 
-// ours is the chain that sends what has come from a mapped address to the chain for that.
-func (p *path) ours() chain {
-	c := chain{name: p.name("translated")}
-	for _, pool := range pools(p.rules.Routes) {
-		c.rules = append(c.rules, rule{"from a mapped address", []match{originallyIn(pool)}, jump(p.name("pass"))})
+// bindings send what must not leave but by its route to the chain for that.
+func (p *path) bindings() []rule {
+	if !p.forward || !p.bound {
+		return nil // what this machine sends is looked at when it leaves
 	}
-	return c
+	return isBound(chainBound, hasDNAT, ctOriginal)
+}
+
+// translated sends what has been translated to the chain for that.
+func (p *path) translated() (rules []rule) {
+	for _, pool := range pools(p.rules.Routes) {
+		rules = append(rules, rule{"from a mapped address", []match{hasDNAT, ctOriginal, originallyIn(pool)}, jump(p.name("pass"))})
+	}
+	return rules
 }
 
 // unassigned refuses what goes to a pool.
@@ -262,5 +287,6 @@ func (p *path) chains(o opening, u resolvers) []chain {
 	o.chain = p.name(setMapped)
 	judged := p.judged(o.chain)
 	o.refuse = judged.verdict()
-	return slices.Concat(p.atOnce().chains(), judged.chains(), o.chains(), o.liveChains(nil), []chain{o.optionsChain(), p.judge(o), p.first(o.chain), p.translate(), p.pass(u), p.ours()})
+	return slices.Concat(p.atOnce().chains(), judged.chains(), o.chains(), o.liveChains(nil),
+		[]chain{o.optionsChain(), p.judge(o), p.first(&o), p.translate(), p.pass(&o, u)})
 }

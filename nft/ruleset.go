@@ -19,6 +19,9 @@ type ruleset struct {
 	sets     []set // those of grants among them
 	chains   []chain
 
+	rules backend.Rules // that it is made of
+	bound bool          // some connections may leave by their route only
+
 	trial      time.Time // until when what passes in audit is refused
 	mostMapped int       // of each version of IP; 0 is no limit
 }
@@ -62,6 +65,7 @@ const (
 	chainForward  = "forward"
 	chainCapture  = "capture"
 	chainUpstream = "upstream-output"
+	chainAlive    = "alive"
 
 	setGranted  = "granted"
 	setLinger   = "linger"
@@ -81,7 +85,18 @@ const (
 
 // newRuleset writes down the table for the rules wanted.
 func newRuleset(r backend.Rules) ruleset {
-	rs := ruleset{table: r.Table, grants: newGrantSets(r), mostMapped: r.MaxMappings}
+	return buildRuleset(r, slices.ContainsFunc(r.Routes, func(r backend.Route) bool { return r.Bound() }))
+}
+
+// binding is the ruleset where connections are left that are bound to routes of before.
+func (rs ruleset) binding() ruleset {
+	b := buildRuleset(rs.rules, len(rs.rules.Routes) > 0)
+	b.trial = rs.trial
+	return b
+}
+
+func buildRuleset(r backend.Rules, bound bool) ruleset {
+	rs := ruleset{table: r.Table, rules: r, bound: bound, grants: newGrantSets(r), mostMapped: r.MaxMappings}
 	rs.sets = append(rs.sets, set{
 		name: setArming, key: selector{ipProtocol}, timeout: true,
 		comment: "holds ipv4 and ipv6 while connections older than the guard may go on",
@@ -122,7 +137,7 @@ func newRuleset(r backend.Rules) ruleset {
 		}
 		rs.sets = append(rs.sets, guarded)
 	}
-	rs.sets = append(rs.sets, mappings(&r)...)
+	rs.sets = append(rs.sets, mappings(&r, bound)...)
 	rs.addChains(r)
 	return rs
 }
@@ -135,13 +150,13 @@ func (rs *ruleset) output(r backend.Rules) opening {
 
 // addChains adds the chains, each after those that its rules send packets to.
 func (rs *ruleset) addChains(r backend.Rules) {
-	first, last := routeChains(&r)
-	rs.chains = append(rs.chains, first...)
+	first, last := routeChains(&r, rs.bound)
+	rs.chains = append(append(rs.chains, liveChain), first...)
 	if r.Local {
-		o, p := rs.output(r), &path{&r, false}
+		o, p := rs.output(r), &path{&r, false, rs.bound}
 		u := resolvers{r.Upstream, r.Self, o.refuse}
 		rs.chains = append(slices.Concat(rs.chains, []chain{o.optionsChain()}, u.chains(), o.chains(), o.liveChains(o.always()), p.chains(o, u)), chain{chainOutput, &outputBase, slices.Concat(
-			p.translated(), o.straight(), alive(o.refuse, u.live(), o.live(), o.known()), p.sentinels(), p.unassigned("no name has this address"), neighbours(),
+			p.begin(&o, alive(o.refuse, u.live(), o.live(), o.known())), p.sentinels(), p.unassigned("no name has this address"), neighbours(),
 			dhcpClient(accept), allowed("allowed-local", accept), u.open(), u.shut(), o.rules(), refuse(o.refuse))})
 	}
 	if r.Gateway {
@@ -149,11 +164,11 @@ func (rs *ruleset) addChains(r backend.Rules) {
 		if len(r.Interfaces) > 0 {
 			unguarded = []rule{{"comes in by an interface that is not guarded", []match{notGuarded}, accept}}
 		}
-		d, p := newDenial(r, backend.Forward), &path{&r, true}
+		d, p := newDenial(r, backend.Forward), &path{&r, true, rs.bound}
 		o := opening{chainForward, rs.grants.opening(r.GatewayHolders, false), r.DNSPorts, r.Linger, d.verdict()}
 		u := resolvers{to: r.Upstream, refuse: o.refuse}
 		rs.chains = append(slices.Concat(rs.chains, []chain{o.optionsChain()}, o.chains(), p.chains(o, u)), chain{chainForward, &forwardBase, slices.Concat(
-			unguarded, p.translated(), o.straight(), alive(o.refuse, o.live()), p.unassigned("no name has this address"), neighbours(),
+			unguarded, p.begin(&o, alive(o.refuse, o.live())), p.unassigned("no name has this address"), neighbours(),
 			allowed("allowed-gateway", accept), u.shut(), o.rules(), refuse(o.refuse))})
 		if r.Capture != 0 {
 			rs.chains = append(rs.chains, newCapture(r))
@@ -165,19 +180,25 @@ func (rs *ruleset) addChains(r backend.Rules) {
 // alive is what every guarded chain begins with. Packets of live connections go by the
 // rules for them. They are most of all, so nothing else comes first.
 func alive(refuse verdict, live ...[]rule) []rule {
-	return slices.Concat(slices.Concat(live...), livesOn(), []rule{{unconnected, []match{ctState("invalid")}, refuse}})
+	return append(append(slices.Concat(live...), livesOn()), notInvalid(refuse)...)
 }
 
-// livesOn lets packets of live connections through.
-func livesOn() []rule {
-	return []rule{
-		// A SYN may come from somebody else who has the port now: of a connection that was
-		// reset, connection tracking takes it for a part for some seconds.
-		{"live connections go on", []match{ctState("established"), tcpNoOpening}, accept},
-		{"live connections go on", []match{ctState("established"), notTCP}, accept},
-		{"what belongs to them", []match{ctState("related")}, accept},
-	}
+func notInvalid(refuse verdict) []rule {
+	return []rule{{unconnected, []match{ctState("invalid")}, refuse}}
 }
+
+// livesOn lets packets of live connections through: see liveChain.
+func livesOn() rule {
+	return rule{"live connections go on", []match{liveConnection}, jump(chainAlive)}
+}
+
+// liveChain lets them through, wherever they come from. But a SYN may come from somebody else
+// who has the port now: of a connection that was reset, connection tracking takes it for a
+// part for some seconds.
+var liveChain = chain{name: chainAlive, rules: []rule{
+	{"begins anew", []match{tcpOpening, ctState("established")}, goBack},
+	{"live connections go on", nil, accept},
+}}
 
 // neighbours is what passes whatever is granted.
 func neighbours() []rule {

@@ -104,6 +104,10 @@ func goldenRules(t testing.TB) map[string]backend.Rules {
 		{Name: "bb", Pools: prefixes(t, "100.96.0.0/11", "198.18.0.0/15", "fd01::/16"), Out: "tun0", Mark: 100},
 		{Name: "cc", Pools: prefixes(t, "100.64.1.0/24", "100.64.2.1/32", "fd02::/64"), Egress: addresses("192.0.2.8"), Transparent: true},
 	}
+	routesPlain := both
+	routesPlain.Book, routesPlain.Routes = "89ab", []backend.Route{routes.Routes[0], routes.Routes[2]}
+	routesOut := gateway
+	routesOut.Book, routesOut.Routes = "cdef", []backend.Route{{Name: "dd", Pools: routes.Routes[0].Pools, Out: "wan0"}}
 	routesBoth := linger
 	routesBoth.LocalHolders = []backend.Holder{backend.Machine, backend.User}
 	routesBoth.Upstream, routesBoth.Self = applications.Upstream, applications.Self
@@ -112,7 +116,7 @@ func goldenRules(t testing.TB) map[string]backend.Rules {
 	routesAudit.AuditLocal, routesAudit.AuditGateway, routesAudit.LogGroup = true, true, 5300
 
 	return map[string]backend.Rules{
-		"audit": audit, "audit-gateway": auditGateway, "routes": routes, "routes-both": routesBoth, "routes-audit": routesAudit,
+		"audit": audit, "audit-gateway": auditGateway, "routes": routes, "routes-plain": routesPlain, "routes-out": routesOut, "routes-both": routesBoth, "routes-audit": routesAudit,
 		"local": local, "gateway": gateway, "both": both, "everything": everything,
 		"applications": applications, "classes": classes, "capture": capture, "linger": linger,
 	}

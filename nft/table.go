@@ -150,6 +150,9 @@ func (w *writer) tryRules(rs ruleset, table string, dryRun, forced bool) (before
 	case err != nil:
 		return before, false, fmt.Errorf("reading: %w", explain(err))
 	}
+	if before.bound && !rs.bound {
+		rs = rs.binding()
+	}
 	kept, flags := w.settle(rs, before)
 	expected := generation
 	if forced || w.owned {
