@@ -243,6 +243,9 @@ func (p *parser) addValidation(zones []string) error {
 			for _, file := range args {
 				v.config.Anchors = append(v.config.Anchors, p.rooted(file))
 			}
+			if err := validate.Anchors(v.config.Anchors); err != nil {
+				return p.Errf("dnssec validate: anchor: %v", err)
+			}
 		case "negative_anchor":
 			if err := p.addZones("negative_anchor", &v.negative, args); err != nil {
 				return err
@@ -254,7 +257,7 @@ func (p *parser) addValidation(zones []string) error {
 			}
 			v.config.State = p.rooted(folder)
 		default:
-			return p.Errf("dnssec validate: unknown option %q: there are anchor, negative_anchor, state", option)
+			return p.unknown(option, inValidation, v.place)
 		}
 	}
 	return p.settleValidation()
@@ -262,9 +265,6 @@ func (p *parser) addValidation(zones []string) error {
 
 func (p *parser) settleValidation() (err error) {
 	v := p.policy.validation
-	if err := validate.Anchors(v.config.Anchors); err != nil {
-		return p.Errf("dnssec validate: anchor: %v", err)
-	}
 	if v.names, err = namesIn(v.zones); err != nil {
 		return p.Errf("dnssec validate: %v", err)
 	}
