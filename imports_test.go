@@ -33,7 +33,7 @@ var mayImport = map[string][]string{
 	"identity":            {"backend", "expiry"},
 	"share":               {"backend", "expiry"},
 	"why":                 {"backend"},
-	"sentinel":            {"sentinel/hostdns"}, // another plugin of CoreDNS
+	"sentinel":            {"internal/spelling", "sentinel/hostdns"}, // another plugin of CoreDNS
 	"sentinel/hostdns":    nil,
 }
 
