@@ -47,12 +47,18 @@ func (g *guard) holder(ctx context.Context, w dns.ResponseWriter, request *dns.M
 		return nobody, nil
 	case programs:
 		return nobody, errPrograms
-	case addr.IsLinkLocalUnicast(), contains(*g.onLink.Load(), addr):
+	}
+	return g.remote(addr), nil
+}
+
+// remote is a client, by its Ethernet address where that is known.
+func (g *guard) remote(addr netip.Addr) backend.Scope {
+	if addr.IsLinkLocalUnicast() || contains(*g.onLink.Load(), addr) {
 		if index, hw, ok := g.around.Find(addr); ok {
-			return backend.LinkScope(index, hw), nil
+			return backend.LinkScope(index, hw)
 		}
 	}
-	return backend.ClientScope(addr.WithZone("")), nil
+	return backend.ClientScope(addr.WithZone(""))
 }
 
 // asker is the address that a question comes from, and whether that is this machine's.

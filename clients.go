@@ -12,6 +12,8 @@ import (
 
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/miekg/dns"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/internal/spelling"
 )
 
 // clients are those who may ask a server block, and so those whom its grants are for:
@@ -100,6 +102,7 @@ func (p *parser) addClients(args []string) error {
 	c := &p.policy.clients
 	for _, arg := range args {
 		pattern, certificate := strings.CutPrefix(arg, "cert:")
+		word, of, colon := strings.Cut(arg, ":")
 		switch {
 		case certificate && pattern == "":
 			return p.Errf("clients cert: the name is missing, as in cert:laptop.example.com; cert:** is every certificate of your authority")
@@ -108,6 +111,8 @@ func (p *parser) addClients(args []string) error {
 			if c.place == "" {
 				c.place = here(p.Controller)
 			}
+		case colon && spelling.Nearest(word, []string{"cert"}) != "":
+			return p.Errf("clients %q: did you mean cert:%s?", arg, of)
 		case !looksNumeric(arg):
 			return p.Errf("clients %q is no address or network: for a name in a certificate write cert:%[1]s", arg)
 		default:

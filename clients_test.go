@@ -194,7 +194,9 @@ func TestParseClientsErrors(t *testing.T) {
 	for _, tt := range []struct{ name, line, want string }{
 		{"no name", "clients cert:", "the name is missing"},
 		{"a name without cert", "clients laptop.test", "write cert:laptop.test"},
-		{"no network", "clients 192.168.0.0/33", "mixes up"},
+		{"no network", "clients 192.168.0.0/33", `"192.168.0.0/33": an IPv4 network has at most 32 bits`},
+		{"mistyped", "clients cret:laptop.test", `Testfile:2 - Error during parsing: clients "cret:laptop.test": did you mean cert:laptop.test?`},
+		{"in upper case", "clients Cert:laptop.test", "did you mean cert:laptop.test?"},
 		{"nothing", "clients", "needs a value"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -129,7 +129,7 @@ func (p *parser) settleDNSSEC() (err error) {
 		return p.Errf("dnssec: %v", err)
 	}
 	if d.signed && p.policy.validation == nil {
-		return p.Errf("require signed: nothing is validated in this server block: it takes a line dnssec validate")
+		return p.errAt("require", "require signed: nothing is validated in this server block: it takes a line dnssec validate")
 	}
 	return nil
 }

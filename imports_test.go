@@ -17,7 +17,7 @@ const module = "github.com/destination-guard/coredns-ip-destination-guard"
 // Folders of the plugin, and what of the plugin each may import. Nothing else of
 // it may be imported there, and only the two plugins, the root and sentinel, know CoreDNS and Prometheus.
 var mayImport = map[string][]string{
-	".":                   {"admin", "backend", "expiry", "flowlog", "identity", "names", "reach", "route", "validate", "why"}, // and a concrete backend, in setup.go
+	".":                   {"admin", "backend", "expiry", "flowlog", "identity", "internal/spelling", "names", "reach", "route", "validate", "why"}, // and a concrete backend, in setup.go
 	"admin":               nil,
 	"expiry":              nil,
 	"backend":             {"expiry"},
@@ -33,7 +33,7 @@ var mayImport = map[string][]string{
 	"identity":            {"backend", "expiry"},
 	"share":               {"backend", "expiry"},
 	"why":                 {"backend"},
-	"sentinel":            {"sentinel/hostdns"}, // another plugin of CoreDNS
+	"sentinel":            {"internal/spelling", "sentinel/hostdns"}, // another plugin of CoreDNS
 	"sentinel/hostdns":    nil,
 }
 

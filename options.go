@@ -105,8 +105,8 @@ var options = map[string]option{
 	"admin":       {read: (*parser).setAdmin},
 	"denied_log":  {read: (*parser).setDeniedLog},
 	"nflog_group": {read: (*parser).setGroup},
-	"names":       {repeatable: true, perBlock: true, read: func(p *parser, args []string) error { p.patterns = append(p.patterns, args...); return nil }},
-	"except":      {repeatable: true, perBlock: true, read: func(p *parser, args []string) error { p.exceptions = append(p.exceptions, args...); return nil }},
+	"names":       {repeatable: true, perBlock: true, read: func(p *parser, args []string) error { return p.addPatterns("names", &p.patterns, args) }},
+	"except":      {repeatable: true, perBlock: true, read: func(p *parser, args []string) error { return p.addPatterns("except", &p.exceptions, args) }},
 	"names_file":  {repeatable: true, perBlock: true, read: func(p *parser, args []string) error { return p.addFiles(&p.policy.names, args) }},
 	"except_file": {repeatable: true, perBlock: true, read: func(p *parser, args []string) error { return p.addFiles(&p.policy.except, args) }},
 	"others": {perBlock: true, read: func(p *parser, args []string) error {

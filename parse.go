@@ -17,7 +17,7 @@ func parse(c *caddy.Controller) (*settings, *policy, error) {
 		if read != nil {
 			return nil, nil, c.Errf("%s stands twice in this server block, first at %s", name, read.policy.place)
 		}
-		read = &parser{Controller: c, settings: defaultSettings, policy: defaultPolicy, seen: map[string]int{}}
+		read = &parser{Controller: c, settings: defaultSettings, policy: defaultPolicy, seen: map[string]int{}, blocks: optionBlocks()}
 		read.settings.place, read.policy.place = here(c), here(c)
 		if err := read.directive(); err != nil {
 			return nil, nil, err
@@ -63,6 +63,8 @@ type parser struct {
 	seen   map[string]int // options given, and the line of each
 
 	patterns, exceptions []string // of names
+
+	blocks []optionBlock // for what is wrong in one, and right in another
 }
 
 // sets reports whether the directive says anything of what all blocks share.
@@ -98,7 +100,7 @@ func (p *parser) directive() error {
 		name := p.Val()
 		option, known := options[name]
 		if !known {
-			return p.unknown(name)
+			return p.unknown(name, inGuard, p.policy.place)
 		}
 		if first := p.seen[name]; first != 0 && !option.repeatable {
 			return p.Errf("%s is given twice, first in line %d", name, first)
@@ -116,16 +118,6 @@ func (p *parser) directive() error {
 		}
 	}
 	return nil
-}
-
-// unknown is the error for an option that is none.
-func (p *parser) unknown(name string) error {
-	for _, known := range optionNames(false) {
-		if strings.EqualFold(strings.TrimSuffix(name, "s"), strings.TrimSuffix(known, "s")) {
-			return p.Errf("unknown option %q: did you mean %s?", name, known)
-		}
-	}
-	return p.Errf("unknown option %q: there are %s", name, strings.Join(optionNames(false), ", "))
 }
 
 // only returns the one value of an option.

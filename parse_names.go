@@ -31,16 +31,25 @@ func (p *parser) rooted(path string) string {
 	return path
 }
 
-// settleNames reads the patterns of all lines together.
+// addPatterns takes the patterns of one line.
+func (p *parser) addPatterns(option string, list *[]string, args []string) error {
+	if _, err := names.Parse(args...); err != nil {
+		return p.Errf("%s: %v", option, err)
+	}
+	*list = append(*list, args...)
+	return nil
+}
+
+// settleNames makes lists of the patterns of all lines together.
 func (p *parser) settleNames() (err error) {
 	if p.policy.names.list, err = names.Parse(p.patterns...); err != nil {
-		return p.Errf("names: %v", err)
+		return err
 	}
 	if p.policy.except.list, err = names.Parse(p.exceptions...); err != nil {
-		return p.Errf("except: %v", err)
+		return err
 	}
 	if p.policy.refuseOthers && p.policy.names.empty() && p.policy.except.empty() {
-		return p.Errf("others refuse: which names are not others? Say so with names or except")
+		return p.errAt("others", "others refuse: which names are not others? Say so with names or except")
 	}
 	return nil
 }

@@ -14,7 +14,7 @@ import (
 // addShared reads users and units, which differ in that units have a kind.
 func (p *parser) addShared(args []string) error {
 	for _, arg := range args {
-		if strings.Contains(arg, "/") || slices.Contains([]string{".service", ".scope", ".slice"}, path.Ext(arg)) {
+		if strings.Contains(arg, "/") || slices.Contains(unitKinds, path.Ext(arg)) {
 			unit, err := p.unit("shared_resolver", arg)
 			if err != nil {
 				return err
@@ -71,6 +71,9 @@ func (p *parser) user(option, text string) (uint32, error) {
 	return uint32(uid), nil
 }
 
+// unitKinds are those of units that have a cgroup of their own (systemd.unit(5)).
+var unitKinds = []string{".service", ".scope", ".slice", ".socket", ".mount", ".swap"}
+
 // unit reads the name of a unit of the system, or the path of a cgroup.
 func (p *parser) unit(option, text string) (backend.Cgroup, error) {
 	if strings.ContainsAny(text, "*?") {
@@ -78,6 +81,9 @@ func (p *parser) unit(option, text string) (backend.Cgroup, error) {
 	}
 	at := text
 	if !strings.Contains(at, "/") {
+		if !slices.Contains(unitKinds, path.Ext(at)) {
+			return backend.Cgroup{}, p.Errf("%s %q: the name of a unit ends with its kind: did you mean %[2]s.service? (What is no unit of systemd is written as the path of its cgroup.)", option, text)
+		}
 		at = unitPath(at)
 	}
 	unit, err := identity.UnitAt(at)

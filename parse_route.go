@@ -3,7 +3,6 @@ package ipdestinationguard
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -117,7 +116,7 @@ func (p *parser) addRoute(patterns []string) error {
 		}
 		option, known := routeOptions[word]
 		if !known {
-			return p.Errf("unknown option %q of a route: there are %s", word, strings.Join(slices.Sorted(maps.Keys(routeOptions)), ", "))
+			return p.unknown(word, inRoute, r.place)
 		}
 		if first := seen[word]; first != 0 && !option.repeatable {
 			return p.Errf("%s is given twice, first in line %d", word, first)

@@ -138,7 +138,10 @@ func TestParseRouteMistakes(t *testing.T) {
 		{"a pattern in two routes", "route a.test b.test\nroute B.Test. {\nslots 1\n}",
 			`Testfile:3 - Error during parsing: route B.Test. stands at Testfile:2 already: whose is it? Take it out of one of the two`},
 		{"in one line", "route a.test { slots 1 }", `Testfile:2 - Error during parsing: slots: the } that ends the route stands on a line of its own`},
-		{"unknown option", "route a.test {\npools 10.9.0.0/16\n}", `Testfile:3 - Error during parsing: unknown option "pools" of a route: there are egress, family, fwmark, on_change, out, pool, ports, slots, state, ttl`},
+		{"unknown option", "route a.test {\npools 10.9.0.0/16\n}", `Testfile:3 - Error during parsing: unknown option "pools" in route PATTERN... { }: did you mean pool?`},
+		{"an option like no other", "route a.test {\nsecret 1\n}", `Testfile:3 - Error during parsing: unknown option "secret" in route PATTERN... { }: there are egress, family, fwmark, on_change, out, pool, ports, slots, state, ttl`},
+		{"an option of all", "canary on\nroute a.test {\nmode nft-local\n}", `Testfile:4 - Error during parsing: unknown option "mode" in route PATTERN... { }: it belongs in ipdestinationguard { }, behind the } of the block which begins at Testfile:3`},
+		{"no end", "route a.test {\nslots 1\nforward . 192.0.2.53", `Testfile:4 - Error during parsing: unknown option "forward" in route PATTERN... { }: that is a directive of CoreDNS: is the } missing that ends the block which begins at Testfile:2?`},
 		{"an option twice", "route a.test {\nslots 1\nslots 2\n}", `Testfile:4 - Error during parsing: slots is given twice, first in line 3`},
 		{"an option without a value", "route a.test {\npool\n}", `Testfile:3 - Error during parsing: pool needs a value`},
 

@@ -83,7 +83,7 @@ func parsePrefix(text string) (netip.Prefix, error) {
 	}
 	switch {
 	case bits > addr.BitLen() && addr.Is4():
-		return netip.Prefix{}, fmt.Errorf("%q mixes up the address families: an IPv4 network has at most 32 bits", text)
+		return netip.Prefix{}, fmt.Errorf("%q: an IPv4 network has at most 32 bits", text)
 	case bits > addr.BitLen():
 		return netip.Prefix{}, fmt.Errorf("%q: an IPv6 network has at most 128 bits", text)
 	case addr.Is4In6() && bits < 96:

@@ -41,7 +41,7 @@ func (q *query) routed(m, said *dns.Msg, scope backend.Scope) (out *dns.Msg, don
 	}
 	// The addresses are of the name that was asked for, whichever on the way has the route:
 	// else whoever answers for an alias could say where another name's addresses lead.
-	out, err = q.rewritten(m, said, scope, r, q.question.Name, local)
+	out, err = q.rewritten(m, said, scope, r, local)
 	return out, true, err
 }
 
@@ -54,8 +54,8 @@ func (q *query) chain(m *dns.Msg, buf []link) ([]link, error) {
 }
 
 // rewritten is what the client gets of an answer with a route, in force by then.
-func (q *query) rewritten(m, said *dns.Msg, scope backend.Scope, r *namedRoute, name string, local bool) (*dns.Msg, error) {
-	p, g := q.handler.policy, q.handler.guard
+func (q *query) rewritten(m, said *dns.Msg, scope backend.Scope, r *namedRoute, local bool) (*dns.Msg, error) {
+	p, g, name := q.handler.policy, q.handler.guard, q.question.Name
 	chain, err := q.chain(m, nil)
 	if err != nil {
 		return nil, err
@@ -95,7 +95,7 @@ func (q *query) rewritten(m, said *dns.Msg, scope backend.Scope, r *namedRoute, 
 	for _, addr := range mapped {
 		targets = append(targets, target{backend.KeyOf(addr), ttl})
 	}
-	if err := g.permit(q.Context, scope, q.question.Name, targets); err != nil {
+	if err := g.permit(q.Context, scope, name, targets); err != nil {
 		return nil, err
 	}
 	g.remember(q, scope, targets)

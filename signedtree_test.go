@@ -32,7 +32,7 @@ func authenticating(t *testing.T, tree dns.Handler, v validator) test.HandlerFun
 			tree.ServeDNS(w, r)
 			return dns.RcodeSuccess, nil
 		}
-		a, err := v.Validate(ctx, r.Question[0])
+		a, err := v.Validate(ctx, r.Question[0], 1)
 		if err != nil {
 			t.Error(err)
 		}

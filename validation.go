@@ -15,13 +15,14 @@ import (
 	"github.com/miekg/dns"
 	"golang.org/x/time/rate"
 
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/names"
 	"github.com/destination-guard/coredns-ip-destination-guard/validate"
 )
 
 // A validator finds out whether an answer is signed as it has to be.
 type validator interface {
-	Validate(context.Context, dns.Question) (*validate.Answer, error)
+	Validate(ctx context.Context, q dns.Question, asker uint64) (*validate.Answer, error)
 	Close()
 }
 
@@ -108,14 +109,14 @@ func (v *validation) close() {
 }
 
 // judge returns the answer to a question as it has been validated.
-func (v *validation) judge(ctx context.Context, q dns.Question) (*validate.Answer, error) {
+func (v *validation) judge(ctx context.Context, q dns.Question, asker uint64) (*validate.Answer, error) {
 	validator, err := v.open()
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, maxValidation, errors.New("it took too long to validate the answer"))
 	defer cancel()
-	return validator.Validate(ctx, q)
+	return validator.Validate(ctx, q, asker)
 }
 
 var errNotOfInternet = &unproven{dns.ExtendedErrorCodeDNSSECIndeterminate,
@@ -123,10 +124,7 @@ var errNotOfInternet = &unproven{dns.ExtendedErrorCodeDNSSECIndeterminate,
 
 // validated returns the answer that may be given instead of m: the very one that was
 // validated, since another could come by another way; or why there is none.
-func (q *query) validated(v *validation, m *dns.Msg) (*dns.Msg, error) {
-	if !v.concerns(q.question.Name) {
-		return m, nil
-	}
+func (q *query) validated(v *validation, m *dns.Msg, scope backend.Scope) (*dns.Msg, error) {
 	// The rest of an extended code is not seen by clients without EDNS, nor when it is looked
 	// at what the answer opens.
 	if rcode := m.Rcode & 0xf; rcode != dns.RcodeSuccess && rcode != dns.RcodeNameError {
@@ -138,7 +136,7 @@ func (q *query) validated(v *validation, m *dns.Msg) (*dns.Msg, error) {
 		}
 		return m, nil
 	}
-	a, err := v.judge(q.Context, q.question)
+	a, err := v.judge(q.Context, q.question, q.asker(scope))
 	if err != nil {
 		return nil, &unproven{dns.ExtendedErrorCodeDNSSECIndeterminate, err.Error()}
 	}
@@ -153,6 +151,18 @@ func (q *query) validated(v *validation, m *dns.Msg) (*dns.Msg, error) {
 		log.Warningf("The answer for %s is withheld: %s: %q", q.question.Name, a.Verdict, a.Why)
 	})
 	return nil, &unproven{a.Code, a.Verdict.String() + ": " + a.Why}
+}
+
+// asker is a hash of who may have a share of the places that validation has: also where grants are everybody's,
+// clients are told apart.
+func (q *query) asker(scope backend.Scope) uint64 {
+	g := q.handler.guard
+	if scope.Holder.Many() || scope.Holder == nobody.Holder {
+		if addr, local := g.asker(g.settings.Load(), q, q.request); !local {
+			scope = g.remote(addr)
+		}
+	}
+	return g.share(scope)
 }
 
 // as is a validated answer as the client gets it.
@@ -243,6 +253,9 @@ func (p *parser) addValidation(zones []string) error {
 			for _, file := range args {
 				v.config.Anchors = append(v.config.Anchors, p.rooted(file))
 			}
+			if err := validate.Anchors(v.config.Anchors); err != nil {
+				return p.Errf("dnssec validate: anchor: %v", err)
+			}
 		case "negative_anchor":
 			if err := p.addZones("negative_anchor", &v.negative, args); err != nil {
 				return err
@@ -254,7 +267,7 @@ func (p *parser) addValidation(zones []string) error {
 			}
 			v.config.State = p.rooted(folder)
 		default:
-			return p.Errf("dnssec validate: unknown option %q: there are anchor, negative_anchor, state", option)
+			return p.unknown(option, inValidation, v.place)
 		}
 	}
 	return p.settleValidation()
@@ -262,9 +275,6 @@ func (p *parser) addValidation(zones []string) error {
 
 func (p *parser) settleValidation() (err error) {
 	v := p.policy.validation
-	if err := validate.Anchors(v.config.Anchors); err != nil {
-		return p.Errf("dnssec validate: anchor: %v", err)
-	}
 	if v.names, err = namesIn(v.zones); err != nil {
 		return p.Errf("dnssec validate: %v", err)
 	}

@@ -3,7 +3,9 @@ package ipdestinationguard
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"github.com/coredns/coredns/plugin/test"
 	"github.com/miekg/dns"
 
+	"github.com/destination-guard/coredns-ip-destination-guard/identity"
 	"github.com/destination-guard/coredns-ip-destination-guard/validate"
 )
 
@@ -21,11 +24,12 @@ type judged struct {
 	answer *validate.Answer
 	err    error
 	asked  []dns.Question
+	askers []uint64
 	closed int
 }
 
-func (j *judged) Validate(_ context.Context, q dns.Question) (*validate.Answer, error) {
-	j.asked = append(j.asked, q)
+func (j *judged) Validate(_ context.Context, q dns.Question, asker uint64) (*validate.Answer, error) {
+	j.asked, j.askers = append(j.asked, q), append(j.askers, asker)
 	return j.answer, j.err
 }
 func (j *judged) Close() { j.closed++ }
@@ -168,6 +172,49 @@ func TestNothingGetsPastValidation(t *testing.T) {
 	}
 }
 
+// Everyone who can be told from others has a share of the places for validation, whosever the grants are.
+func TestValidationKnowsWhoAsks(t *testing.T) {
+	const local, application = "ipdestinationguard nft-local", "ipdestinationguard {\nmode nft-local\nscope application\n}"
+	const gateway, anybody = "ipdestinationguard nft-gateway", "ipdestinationguard {\nmode nft-gateway\nscope any\n}"
+	for _, tt := range []struct {
+		name, directive, one, another string
+		same                          bool
+	}{
+		{"one client", gateway, "192.168.0.2:1", "192.168.0.2:2", true},
+		{"two clients", gateway, "192.168.0.2:1", "192.168.0.3:1", false},
+		{"a client under two addresses", gateway, "192.168.0.2:1", "[fd00::2]:1", true},
+		{"clients of a network of their own", gateway, "10.0.0.2:1", "10.0.0.3:1", false},
+		{"clients, where grants are everybody's", anybody, "192.168.0.2:1", "192.168.0.3:1", false},
+		{"a client and the gateway", anybody, "192.168.0.2:1", "127.0.0.1:1", false},
+		{"addresses that nobody has", anybody, "192.168.0.8:1", "192.168.0.9:1", true},
+		{"who asks a server from elsewhere", local, "10.0.0.2:1", "10.0.0.3:1", false},
+		{"the server itself", local, "127.0.0.1:1", "127.0.0.9:1", true},
+		{"two applications", application, "127.0.0.1:1", "127.0.0.1:2", false},
+		{"one application", application, "127.0.0.1:1", "127.0.0.1:3", true},
+		{"who asks from elsewhere, beside applications", application, "10.0.0.2:1", "10.0.0.3:1", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t, tt.directive)
+			r.network.links = map[netip.Addr][6]byte{
+				netip.MustParseAddr("192.168.0.2"): {2, 0, 0, 0, 0, 2}, netip.MustParseAddr("192.168.0.3"): {2, 0, 0, 0, 0, 3}, netip.MustParseAddr("fd00::2"): {2, 0, 0, 0, 0, 2},
+			}
+			for client, cgroup := range map[string]uint64{"127.0.0.1:1": 71, "127.0.0.1:2": 72, "127.0.0.1:3": 71} {
+				r.programs[netip.MustParseAddrPort(client)] = program{identity.Asker{UID: 7, Cgroup: cgroup}, fmt.Sprintf("/%d.service", cgroup)}
+			}
+			v := &judged{answer: &validate.Answer{Verdict: validate.Secure, Msg: new(dns.Msg)}}
+			validating(t, r.policy, v)
+			for _, from := range []string{tt.one, tt.another} {
+				if _, err := r.clientAt(from).serve(request(t, "a.test. A"), answering(t, "")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if len(v.askers) != 2 || (v.askers[0] == v.askers[1]) != tt.same {
+				t.Errorf("askers %x, the same: %v", v.askers, tt.same)
+			}
+		})
+	}
+}
+
 // A validator is started by the first question, and after the end by none.
 func TestValidatorIsStartedOnce(t *testing.T) {
 	started, real := 0, newValidator
@@ -176,12 +223,12 @@ func TestValidatorIsStartedOnce(t *testing.T) {
 	defer func() { newValidator = real }()
 	validation := new(validation)
 	for range 2 {
-		if _, err := validation.judge(t.Context(), dns.Question{Name: "a.test."}); err != nil {
+		if _, err := validation.judge(t.Context(), dns.Question{Name: "a.test."}, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
 	validation.close()
-	if _, err := validation.judge(t.Context(), dns.Question{Name: "a.test."}); !errors.Is(err, validate.ErrClosed) || started != 1 || v.closed != 1 {
+	if _, err := validation.judge(t.Context(), dns.Question{Name: "a.test."}, 0); !errors.Is(err, validate.ErrClosed) || started != 1 || v.closed != 1 {
 		t.Errorf("%v; started %d times, closed %d times", err, started, v.closed)
 	}
 }
@@ -218,10 +265,12 @@ func TestParseValidationErrors(t *testing.T) {
 		{"dnssec validate", "", "make build-unbound"},
 		{"dnssec validate .\ndnssec validate test", "is given twice", "make build-unbound"},
 		{"dnssec validate *.test", "is no zone", "make build-unbound"},
-		{"dnssec validate {\nanchor /nowhere\n}", "no such file", "make build-unbound"},
+		{"dnssec validate {\nanchor /nowhere\nstate /tmp\n}", "Testfile:3 - Error during parsing: dnssec validate: anchor: open /nowhere: no such file", "make build-unbound"},
 		{"dnssec validate {\nanchor\n}", "anchor needs a value", "make build-unbound"},
 		{"dnssec validate {\nnegative_anchor a..b\n}", "is no zone", "make build-unbound"},
-		{"dnssec validate {\nsecret a\n}", "unknown option", "make build-unbound"},
+		{"dnssec validate {\nsecret a\n}", `Testfile:3 - Error during parsing: unknown option "secret" in dnssec validate { }: there are anchor, negative_anchor, state`, "make build-unbound"},
+		{"dnssec validate {\nnegative_anchors a.test\n}", `unknown option "negative_anchors" in dnssec validate { }: did you mean negative_anchor?`, "make build-unbound"},
+		{"dnssec validate {\nmargin 1s\n}", `unknown option "margin" in dnssec validate { }: it belongs in ipdestinationguard { }, behind the } of the block which begins at Testfile:2`, "make build-unbound"},
 		{"dnssec validate test {\nnegative_anchor lan\nstate /tmp\n}\nrequire signed\nhold 2s", "", "make build-unbound"},
 		{"require signed", "it takes a line dnssec validate", "it takes a line dnssec validate"},
 	} {

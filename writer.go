@@ -73,13 +73,13 @@ func (q *query) permitted(m *dns.Msg) (*dns.Msg, error) {
 	if err := g.await(q.Context); err != nil {
 		return nil, err
 	}
-	if v := q.handler.policy.validation; v != nil {
-		var err error
-		if m, err = q.validated(v, m); err != nil { // which may take long, and then who asks is looked for
+	scope, err := g.scope(q.Context, q, q.request, q.handler.policy)
+	if v := q.handler.policy.validation; v != nil && err == nil && v.concerns(q.question.Name) {
+		if m, err = q.validated(v, m, scope); err != nil {
 			return nil, err
 		}
+		scope, err = g.scope(q.Context, q, q.request, q.handler.policy) // it may have taken long
 	}
-	scope, err := g.scope(q.Context, q, q.request, q.handler.policy)
 	if err != nil {
 		return nil, err
 	}

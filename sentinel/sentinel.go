@@ -20,6 +20,7 @@ const name = "sentinel"
 // Handler stands in the plugin chain of a server block.
 type Handler struct {
 	Next      plugin.Handler
+	place     string // file:line of the directive
 	addresses [hostdns.Slots]netip.Addr
 	servers   *nameservers
 	askers    *askers

@@ -2,7 +2,6 @@ package sentinel
 
 import (
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -19,6 +18,7 @@ import (
 	pkgtls "github.com/coredns/coredns/plugin/pkg/tls"
 	"github.com/coredns/coredns/plugin/pkg/transport"
 
+	"github.com/destination-guard/coredns-ip-destination-guard/internal/spelling"
 	"github.com/destination-guard/coredns-ip-destination-guard/sentinel/hostdns"
 )
 
@@ -37,7 +37,7 @@ func setup(c *caddy.Controller) error {
 	}
 	config := dnsserver.GetConfig(c)
 	if slices.ContainsFunc(config.ListenHosts, func(host string) bool { return host != "" }) {
-		return plugin.Error(name, errors.New("the server block listens on the sentinels: leave bind out"))
+		return h.errorf("the server block listens on the sentinels: leave bind out")
 	}
 	config.ListenHosts = nil
 	for _, a := range h.addresses {
@@ -47,10 +47,12 @@ func setup(c *caddy.Controller) error {
 	c.OnShutdown(func() error { h.servers.close(); return nil })
 	config.AddPlugin(func(next plugin.Handler) plugin.Handler {
 		// One is made for each address that is listened on.
-		return &Handler{Next: next, addresses: h.addresses, servers: h.servers, askers: h.askers}
+		return &Handler{Next: next, place: h.place, addresses: h.addresses, servers: h.servers, askers: h.askers}
 	})
 	return nil
 }
+
+var options = []string{"from", "host", "tls", "tls_servername", "to"}
 
 // read is what the directive says.
 func read(c *caddy.Controller) (*Handler, error) {
@@ -64,6 +66,7 @@ func read(c *caddy.Controller) (*Handler, error) {
 		if i > 0 {
 			return nil, plugin.ErrOnce
 		}
+		h.place = fmt.Sprintf("%s:%d", c.File(), c.Line())
 		switch args := c.RemainingArgs(); {
 		case len(args) > 1:
 			return nil, c.ArgErr()
@@ -73,7 +76,11 @@ func read(c *caddy.Controller) (*Handler, error) {
 			return nil, c.Errf("%q: the sentinels are ipv4 (%v, the default) or ipv6 (%v)", args[0], hostdns.IPv4, hostdns.IPv6)
 		}
 		for c.NextBlock() {
-			option, args := c.Val(), c.RemainingArgs()
+			option := c.Val()
+			if !slices.Contains(options, option) {
+				return nil, c.Errf("unknown option %q in sentinel { }: %s", option, spelling.Hint(option, options, dnsserver.Directives, h.place))
+			}
+			args := c.RemainingArgs()
 			if len(args) == 0 && option != "tls" {
 				return nil, c.ArgErr()
 			}
@@ -99,8 +106,6 @@ func read(c *caddy.Controller) (*Handler, error) {
 				if len(args) > 1 {
 					return nil, c.ArgErr()
 				}
-			default:
-				return nil, c.Errf("unknown option %q: there are from, host, tls, tls_servername and to", option)
 			}
 			if err != nil {
 				return nil, c.Errf("%v", err)
@@ -175,17 +180,22 @@ func certificates(files []string, root string) (*tls.Config, error) {
 	return pkgtls.NewTLSConfigFromArgs(files...)
 }
 
+// errorf is an error with the place of the directive.
+func (h *Handler) errorf(format string, args ...any) error {
+	return plugin.Error(name, fmt.Errorf("%s: %s", h.place, fmt.Sprintf(format, args...)))
+}
+
 // start looks whether the machine is as it has to be.
 func (h *Handler) start(config *dnsserver.Config) error {
 	if config.Handler("cache") != nil {
-		return plugin.Error(name, errors.New("leave cache out of this server block: it would give the answers of one nameserver for another, and of dead ones. (Nameservers, and systemd-resolved, have caches.)"))
+		return h.errorf("leave cache out of this server block: it would give the answers of one nameserver for another, and of dead ones. (Nameservers, and systemd-resolved, have caches.)")
 	}
 	if config.Transport != transport.DNS {
-		return plugin.Error(name, fmt.Errorf("the machine's resolver asks by plain DNS, and not by %s: leave that out of the server block's name", config.Transport))
+		return h.errorf("the machine's resolver asks by plain DNS, and not by %s: leave that out of the server block's name", config.Transport)
 	}
 	for _, a := range h.addresses {
 		if !h.askers.isOwn(a) {
-			return plugin.Error(name, fmt.Errorf("this machine does not have the address %v, which has to be on lo: run ipdestinationguard-sentinel up, or have its service run before this one", a))
+			return h.errorf("this machine does not have the address %v, which has to be on lo: run ipdestinationguard-sentinel up, or have its service run before this one", a)
 		}
 	}
 	h.servers.look()

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/coredns/caddy"
+	"github.com/coredns/coredns/core/dnsserver"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/sentinel/hostdns"
 )
@@ -28,8 +29,10 @@ func TestRead(t *testing.T) {
 		{name: "another network", text: "sentinel 192.0.2.0/24", err: "ipv4 (100.100.111.0/24, the default) or ipv6"},
 		{name: "two networks", text: "sentinel ipv4 ipv6", err: "Wrong argument count"},
 		{name: "twice", text: "sentinel\nsentinel", err: "this plugin can only be used once"},
-		{name: "an unknown option", text: "sentinel {\ncache\n}", err: "Wrong argument count"},
-		{name: "an unknown option with a value", text: "sentinel {\ncache 30\n}", err: `unknown option "cache"`},
+		{name: "an unknown option", text: "sentinel {\nsecret\n}", err: `Testfile:2 - Error during parsing: unknown option "secret" in sentinel { }: there are from, host, tls, tls_servername, to`},
+		{name: "a mistyped option", text: "sentinel {\ntls_server_name a.test\n}", err: `Testfile:2 - Error during parsing: unknown option "tls_server_name" in sentinel { }: did you mean tls_servername?`},
+		{name: "no end", text: "sentinel {\nto 192.0.2.53\ncache 30\n}", err: `Testfile:3 - Error during parsing: unknown option "cache" in sentinel { }: that is a directive of CoreDNS: is the } missing that ends the block which begins at Testfile:1?`},
+		{name: "an option without a value", text: "sentinel {\nhost\n}", err: "Wrong argument count"},
 		{name: "a relative path", text: "sentinel {\nhost resolv.conf\n}", err: "has to begin with /"},
 		{name: "a name", text: "sentinel {\nto dns.example.net\n}", err: "is not an address"},
 		{name: "a file", text: "sentinel {\nto /etc/resolv.conf\n}", err: "is not an address"},
@@ -63,6 +66,23 @@ func TestRead(t *testing.T) {
 				t.Errorf("given %q", h.servers.given)
 			}
 		})
+	}
+}
+
+// What the rest of the server block makes impossible is told with the place of the directive.
+func TestPlaceOfMistakes(t *testing.T) {
+	const text = "\n\nsentinel {\nto 192.0.2.1\n}"
+	c := caddy.NewTestController("dns", text)
+	dnsserver.GetConfig(c).ListenHosts = []string{"127.0.0.1"}
+	if err := setup(c); err == nil || err.Error() != "plugin/sentinel: Testfile:3: the server block listens on the sentinels: leave bind out" {
+		t.Error(err)
+	}
+	h, err := read(caddy.NewTestController("dns", text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.start(&dnsserver.Config{Transport: "tls"}); err == nil || !strings.HasPrefix(err.Error(), "plugin/sentinel: Testfile:3: the machine's resolver asks by plain DNS, and not by tls") {
+		t.Error(err)
 	}
 }
 

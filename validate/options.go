@@ -19,7 +19,7 @@ func options(config Config) [][2]string {
 		{"qname-minimisation:", "no"},
 		{"trust-anchor-signaling:", "no"},
 		{"unblock-lan-zones:", "yes"},
-		{"outgoing-range:", "512"},
+		{"outgoing-range:", fmt.Sprint(maxWaiting)}, // or one who asks waits for the sockets of others
 		{"num-queries-per-thread:", "2048"},
 		{"msg-cache-size:", "16m"},
 		{"rrset-cache-size:", "32m"},

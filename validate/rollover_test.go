@@ -42,7 +42,7 @@ func TestRootKeyRollsOver(t *testing.T) {
 	ask := func(v *Validator) *Answer {
 		t.Helper()
 		n++
-		a, err := v.Validate(t.Context(), dns.Question{Name: fmt.Sprintf("n%d.", n), Qtype: dns.TypeA, Qclass: dns.ClassINET})
+		a, err := v.Validate(t.Context(), dns.Question{Name: fmt.Sprintf("n%d.", n), Qtype: dns.TypeA, Qclass: dns.ClassINET}, 1)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -82,14 +82,21 @@ type Validator struct {
 	collected sync.WaitGroup
 
 	mu      sync.Mutex
-	waiting map[uintptr]chan<- *Answer
+	waiting map[uintptr]place
+	held    map[uint64]int // places, by asker
 	last    uintptr
 	closed  bool
 }
 
+// A place is that of one answer that waits.
+type place struct {
+	result chan<- *Answer
+	asker  uint64
+}
+
 // New starts a validator.
 func New(config Config) (v *Validator, err error) {
-	v = &Validator{waiting: map[uintptr]chan<- *Answer{}}
+	v = &Validator{waiting: map[uintptr]place{}, held: map[uint64]int{}}
 	defer func() {
 		if err != nil {
 			v.Close()
@@ -163,25 +170,29 @@ func problem(what string, code C.int) error {
 }
 
 // Validate returns when the answer to a question is known and has been judged.
-func (v *Validator) Validate(ctx context.Context, q dns.Question) (*Answer, error) {
+//
+// asker is a hash of who asks. None has more places to wait in than there are still free: who asks for what never
+// comes has half of them at most, the next one a quarter.
+func (v *Validator) Validate(ctx context.Context, q dns.Question, asker uint64) (*Answer, error) {
 	result := make(chan *Answer, 1)
 	v.mu.Lock()
 	switch {
 	case v.closed:
 		v.mu.Unlock()
 		return nil, ErrClosed
-	case len(v.waiting) >= maxWaiting:
+	case v.held[asker] >= maxWaiting-len(v.waiting):
 		v.mu.Unlock()
 		return nil, ErrBusy
 	}
 	v.last++
 	id := v.last
-	v.waiting[id] = result
+	v.waiting[id] = place{result, asker}
+	v.held[asker]++
 	name := C.CString(q.Name)
 	err := problem("ask", C.resolve(v.ctx, name, C.int(q.Qtype), C.int(q.Qclass), C.uintptr_t(id)))
 	C.free(unsafe.Pointer(name))
 	if err != nil {
-		delete(v.waiting, id)
+		v.leaveLocked(id)
 	}
 	v.mu.Unlock()
 	if err != nil {
@@ -214,9 +225,18 @@ func (v *Validator) collect() {
 func (v *Validator) hand(id uintptr, a *Answer) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if result := v.waiting[id]; result != nil {
-		result <- a
-		delete(v.waiting, id)
+	if p, waits := v.waiting[id]; waits {
+		p.result <- a
+		v.leaveLocked(id)
+	}
+}
+
+// leaveLocked gives back a place.
+func (v *Validator) leaveLocked(id uintptr) {
+	asker := v.waiting[id].asker
+	delete(v.waiting, id)
+	if v.held[asker]--; v.held[asker] == 0 {
+		delete(v.held, asker)
 	}
 }
 
@@ -282,8 +302,8 @@ func (v *Validator) Close() {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for id, result := range v.waiting {
-		result <- unknown(ErrClosed.Error())
-		delete(v.waiting, id)
+	for id, p := range v.waiting {
+		p.result <- unknown(ErrClosed.Error())
+		v.leaveLocked(id)
 	}
 }

@@ -41,7 +41,7 @@ func TestSignedTree(t *testing.T) {
 		t.Run(c.Name, func(t *testing.T) {
 			for range 2 { // and from libunbound's cache
 				began := time.Now()
-				a, err := v.Validate(t.Context(), c.Q())
+				a, err := v.Validate(t.Context(), c.Q(), 1)
 				if err != nil {
 					t.Fatal(err)
 				}

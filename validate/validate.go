@@ -59,6 +59,6 @@ var (
 	// ErrClosed says that the validator is no more.
 	ErrClosed = errors.New("the validator is closed")
 
-	// ErrBusy says that more answers wait to be validated than may.
+	// ErrBusy says that more answers wait to be validated than may: all together, or for one asker.
 	ErrBusy = errors.New("too many answers wait to be validated")
 )

@@ -42,7 +42,7 @@ func small(t *testing.T) *signedtree.Tree {
 
 func (v *Validator) want(t *testing.T, name string, want Verdict) {
 	t.Helper()
-	a, err := v.Validate(t.Context(), question(name))
+	a, err := v.Validate(t.Context(), question(name), 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ func TestNoQuestionWaitsForAnother(t *testing.T) {
 	var waiting sync.WaitGroup
 	for i := range 50 {
 		waiting.Go(func() {
-			if _, err := v.Validate(impatient, question(fmt.Sprintf("slow%d.signed.", i))); !errors.Is(err, errGone) {
+			if _, err := v.Validate(impatient, question(fmt.Sprintf("slow%d.signed.", i)), 1); !errors.Is(err, errGone) {
 				t.Errorf("%d: %v", i, err)
 			}
 		})
@@ -96,7 +96,7 @@ func TestValidationIsCached(t *testing.T) {
 		c.Upstream = dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) { asked.Add(1); tree.ServeDNS(w, r) })
 	})
 	for _, name := range []string{"a.signed.", "a.plain.", "a.bogus."} {
-		if _, err := v.Validate(t.Context(), question(name)); err != nil {
+		if _, err := v.Validate(t.Context(), question(name), 1); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -110,7 +110,7 @@ func TestValidationIsCached(t *testing.T) {
 		t.Errorf("the upstream was asked %d times more", n)
 	}
 	time.Sleep(1100 * time.Millisecond)
-	if a, err := v.Validate(t.Context(), question("a.signed.")); err != nil || a.Msg.Answer[0].Header().Ttl >= 300 {
+	if a, err := v.Validate(t.Context(), question("a.signed."), 1); err != nil || a.Msg.Answer[0].Header().Ttl >= 300 {
 		t.Errorf("%v, %v", a.Msg, err)
 	}
 }
@@ -165,7 +165,7 @@ func TestUpstreamFails(t *testing.T) {
 	}
 	down.Store(false)
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-		a, err := v.Validate(t.Context(), question(fmt.Sprintf("n%d.signed.", time.Now().UnixNano())))
+		a, err := v.Validate(t.Context(), question(fmt.Sprintf("n%d.signed.", time.Now().UnixNano())), 1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -192,14 +192,14 @@ func TestClose(t *testing.T) {
 		var waiting sync.WaitGroup
 		for i := range 100 {
 			waiting.Go(func() {
-				_, _ = v.Validate(t.Context(), question(fmt.Sprintf("n%d.signed.", i)))
+				_, _ = v.Validate(t.Context(), question(fmt.Sprintf("n%d.signed.", i)), 1)
 			})
 		}
 		time.Sleep(20 * time.Millisecond)
 		v.Close()
 		v.Close()
 		waiting.Wait()
-		if _, err := v.Validate(t.Context(), question("a.signed.")); !errors.Is(err, ErrClosed) {
+		if _, err := v.Validate(t.Context(), question("a.signed."), 1); !errors.Is(err, ErrClosed) {
 			t.Errorf("after the end: %v", err)
 		}
 	}
@@ -221,13 +221,51 @@ func TestTooManyWait(t *testing.T) {
 	})
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	var err error
-	for i := 0; i <= maxWaiting && !errors.Is(err, ErrBusy); i++ {
-		_, err = v.Validate(gone, question(fmt.Sprintf("n%d.signed.", i)))
+	n := 0
+	for ; n <= maxWaiting; n++ {
+		if _, err := v.Validate(gone, question(fmt.Sprintf("n%d.signed.", n)), uint64(n)); errors.Is(err, ErrBusy) {
+			break
+		}
 	}
 	close(release)
-	if !errors.Is(err, ErrBusy) {
-		t.Errorf("the last one: %v", err)
+	if n != maxWaiting {
+		t.Errorf("%d have got a place, want %d", n, maxWaiting)
+	}
+}
+
+// Who takes all places that one may have, for what the upstream does not answer, keeps nobody else from theirs.
+func TestFloodOfOneAsker(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	defer close(release)
+	tree := small(t)
+	v := rooted(t, tree, func(c *Config) {
+		c.Upstream = dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
+			if strings.HasPrefix(r.Question[0].Name, "slow") {
+				<-release
+			}
+			tree.ServeDNS(w, r)
+		})
+	})
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	places := 0
+	for ; places < maxWaiting; places++ {
+		if _, err := v.Validate(gone, question(fmt.Sprintf("slow%d.plain.", places)), 1); errors.Is(err, ErrBusy) {
+			break
+		}
+	}
+	if places != maxWaiting/2 {
+		t.Errorf("one has got %d places, want %d", places, maxWaiting/2)
+	}
+	for i := range 10 {
+		a, err := v.Validate(t.Context(), question(fmt.Sprintf("n%d.plain.", i)), 2)
+		v.mu.Lock()
+		held := v.held[1]
+		v.mu.Unlock()
+		if err != nil || a.Verdict != Insecure || held != places {
+			t.Fatalf("another has got %v, %v, when %d of %d were still waiting", a, err, held, places)
+		}
 	}
 }
 
@@ -262,7 +300,7 @@ func BenchmarkValidate(b *testing.B) {
 	b.SetParallelism(64)
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			if _, err := v.Validate(context.Background(), question("a.signed.")); err != nil {
+			if _, err := v.Validate(context.Background(), question("a.signed."), 1); err != nil {
 				b.Fatal(err)
 			}
 		}

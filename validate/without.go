@@ -18,7 +18,9 @@ type Validator struct{}
 func New(Config) (*Validator, error) { return nil, ErrNotBuilt }
 
 // Validate returns ErrNotBuilt.
-func (*Validator) Validate(context.Context, dns.Question) (*Answer, error) { return nil, ErrNotBuilt }
+func (*Validator) Validate(context.Context, dns.Question, uint64) (*Answer, error) {
+	return nil, ErrNotBuilt
+}
 
 // Close does nothing.
 func (*Validator) Close() {}

@@ -209,8 +209,8 @@ func TestSentinelsWhereTheyCannotBe(t *testing.T) {
 	time.Sleep(400 * time.Millisecond)
 	_, _ = o.sentinel("-wait", "0s", "up") // for the addresses
 	for corefile, want := range map[string]string{
-		".:53 {\n\tsentinel\n\tcache\n}\n":                "leave cache out",
-		".:53 {\n\tsentinel\n\tbind 127.0.0.1\n}\n":       "leave bind out",
+		".:53 {\n\tsentinel\n\tcache\n}\n":                "Corefile:2: leave cache out",
+		".:53 {\n\tsentinel\n\tbind 127.0.0.1\n}\n":       "Corefile:2: the server block listens on the sentinels: leave bind out",
 		"tls://.:853 {\n\tsentinel\n\ttls c.pem k.pem\n}": "asks by plain DNS",
 	} {
 		c := o.coredns(strings.NewReplacer("c.pem", o.certificate(), "k.pem", o.certificate()+".key").Replace(corefile))
