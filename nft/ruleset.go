@@ -122,7 +122,7 @@ func newRuleset(r backend.Rules) ruleset {
 		}
 		rs.sets = append(rs.sets, guarded)
 	}
-	rs.sets = append(rs.sets, mappings(&r)...)
+	rs.sets = slices.Concat(rs.sets, origins(&r), mappings(&r))
 	rs.addChains(r)
 	return rs
 }
