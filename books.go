@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,6 +16,9 @@ import (
 	"sync"
 	"time"
 
+	"go4.org/netipx"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/route"
 )
 
@@ -106,59 +110,116 @@ func bookID(routes []*namedRoute) string {
 	return hex.EncodeToString(hash[:8])
 }
 
-// endStrangers ends the connections into the pools of a book that knows nothing of them: of
-// one that is new, or that another one has been in the place of.
-func (g *guard) endStrangers(routes []*namedRoute) error {
-	var pools []netip.Prefix
+// origins are those of the routes' addresses, and of what was before for all others: which
+// book knows the most of an address is the one that had it last, however long ago.
+func origins(routes []*namedRoute, before []backend.Origin) (all []backend.Origin) {
+	sets := make(map[string]*netipx.IPSetBuilder)
+	of := func(book string) *netipx.IPSetBuilder {
+		if sets[book] == nil {
+			sets[book] = new(netipx.IPSetBuilder)
+		}
+		return sets[book]
+	}
+	for _, o := range before {
+		of(o.Book).AddPrefix(o.Pool)
+	}
 	for _, r := range routes {
-		if g.strange(r) {
-			pools = append(pools, r.pools...)
+		for _, pool := range r.pools {
+			for _, set := range sets {
+				set.RemovePrefix(pool)
+			}
 		}
 	}
-	if pools == nil {
+	for _, r := range routes {
+		for _, pool := range r.pools {
+			of(r.book.ID()).AddPrefix(pool)
+		}
+	}
+	for _, book := range slices.Sorted(maps.Keys(sets)) {
+		set, _ := sets[book].IPSet() // errors only on invalid prefixes
+		for _, pool := range set.Prefixes() {
+			all = append(all, backend.Origin{Book: book, Pool: pool})
+		}
+	}
+	return all
+}
+
+// findStrangers finds out which addresses of new routes another book has given out last, be
+// it in an earlier process, and puts that down: once the new rules are in force, nothing else
+// tells.
+func (g *guard) findStrangers(s *settings) (err error) {
+	if !g.armed() && g.router != nil {
+		if g.rules.Origins, err = g.router.Origins(s.table); err != nil {
+			return err
+		}
+	}
+	for _, r := range s.found.routes {
+		for _, o := range g.rules.Origins {
+			if o.Book == r.book.ID() || !slices.ContainsFunc(r.pools, o.Pool.Overlaps) {
+				continue
+			}
+			if err := r.book.Estranged(o.Pool); err != nil {
+				return fmt.Errorf("%s: %w", r.state, err)
+			}
+		}
+	}
+	return nil
+}
+
+// strangers are the addresses of a route that its book does not know whose they were.
+type strangers struct {
+	*namedRoute
+	networks []netip.Prefix // among others
+}
+
+func (s *strangers) has(mapped netip.Addr) bool {
+	return contains(s.pools, mapped) && contains(s.networks, mapped)
+}
+
+// endStrangers ends the connections to addresses that the book knows nothing of: it is new, or
+// another one has been in its place.
+func (g *guard) endStrangers(routes []*namedRoute) error {
+	var all []strangers
+	for _, r := range routes {
+		if networks := r.book.Strange(); networks != nil {
+			all = append(all, strangers{r, networks})
+		}
+	}
+	if all == nil {
 		return nil
 	}
 	ended := 0
 	err := g.router.Connections(context.Background(), func(mapped, _ netip.Addr) bool {
-		strange := contains(pools, mapped)
+		strange := slices.ContainsFunc(all, func(s strangers) bool { return s.has(mapped) })
 		if strange {
 			ended++
 		}
 		return strange
 	})
 	if err != nil {
-		return fmt.Errorf("connections to mapped addresses that %s does not know of cannot be ended: %w", routes[0].state, err)
+		return fmt.Errorf("connections to mapped addresses that %s does not know of cannot be ended: %w", all[0].state, err)
 	}
 	if ended > 0 {
 		log.Warningf("%d connections to mapped addresses have been ended: it is not known any more whose addresses they were", ended)
 	}
-	if err := g.shunStrangers(routes); err != nil {
+	if err := g.shun(all); err != nil {
 		return err
 	}
-	for _, r := range routes {
-		if err := r.book.Settled(); err != nil {
-			return fmt.Errorf("%s: %w", r.state, err)
+	for _, s := range all {
+		if err := s.book.Settled(); err != nil {
+			return fmt.Errorf("%s: %w", s.state, err)
 		}
 	}
 	return nil
 }
 
-// strange reports whether the book of a route does not know what has been said of its
-// addresses.
-func (g *guard) strange(r *namedRoute) bool {
-	return r.book.Fresh() || len(g.served) > 0 && !g.served[r.state]
-}
-
-// shunStrangers keeps such a book from giving out addresses to which somebody may connect
-// because of what was said by another one: he would get to another name's server.
-func (g *guard) shunStrangers(routes []*namedRoute) error {
+// shun keeps books from giving out strange addresses to which somebody may connect: he would
+// get to another name's server.
+func (g *guard) shun(all []strangers) error {
 	open := make(map[*book][]netip.Addr)
 	err := g.router.Granted(context.Background(), func(mapped netip.Addr) {
-		for _, r := range routes {
-			if g.strange(r) && contains(r.pools, mapped) {
-				open[r.book] = append(open[r.book], mapped)
-				return
-			}
+		if i := slices.IndexFunc(all, func(s strangers) bool { return s.has(mapped) }); i >= 0 {
+			open[all[i].book] = append(open[all[i].book], mapped)
 		}
 	})
 	for b, addrs := range open {
@@ -166,7 +227,7 @@ func (g *guard) shunStrangers(routes []*namedRoute) error {
 		log.Warningf("%d mapped addresses are not given out before what opens them to somebody has run out: it is not known any more whose they were", len(addrs))
 	}
 	if err != nil {
-		return fmt.Errorf("mapped addresses that are open to somebody, and that %s does not know of, cannot be told: %w", routes[0].state, err)
+		return fmt.Errorf("mapped addresses that are open to somebody, and that %s does not know of, cannot be told: %w", all[0].state, err)
 	}
 	return nil
 }

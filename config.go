@@ -149,6 +149,7 @@ func (s *settings) rules(m *machine) backend.Rules {
 	if r.Routes = bridge(s.found.kernelRoutes(), m.routes); len(r.Routes) > 0 {
 		r.MaxMappings, r.Book = s.limits.mappings, s.found.book
 	}
+	r.Origins = origins(s.found.routes, m.origins)
 	return r
 }
 

@@ -32,9 +32,8 @@ type guard struct {
 	history  *why.History
 
 	arming    sync.Mutex
-	rules     backend.Rules   // in force
+	rules     backend.Rules   // in force; at first only the origins that others have left
 	before    []backend.Route // that still are, besides those of the settings
-	served    map[string]bool // paths of the books that have last given out addresses
 	classes   []string        // by number, in words; the first is any
 	units     units           // nil unless the Corefile names some
 	unitPaths []string

@@ -132,17 +132,7 @@ var examples = rule{mustNames("**"), []netip.Prefix{
 func newRig(t *testing.T, directive string) *rig {
 	t.Helper()
 	r := &rig{T: t, programs: programList{}, book: filepath.Join(t.TempDir(), "mappings.db")}
-	r.guard = newGuard(func(inForce *backend.InForce, events backend.Observer) backend.Backend {
-		r.kernel = fake.New(inForce, events, r.clock.now)
-		return r.kernel
-	}, host{
-		watch:  func() (surroundings, error) { return &r.network, nil },
-		askers: func() (askers, error) { return r.programs, nil },
-		units: func(paths []string) (units, error) {
-			r.units = &unitList{changed: make(chan struct{}), paths: paths}
-			return r.units, nil
-		},
-	}, r.clock.now)
+	r.start()
 	r.arm(directive)
 	t.Cleanup(func() {
 		if r.policy.routed != nil {
@@ -152,7 +142,50 @@ func newRig(t *testing.T, directive string) *rig {
 	return r
 }
 
+// restart ends the guard, and arms another one on what it has left.
+func (r *rig) restart(directive string) {
+	r.Helper()
+	if err := r.guard.close(); err != nil {
+		r.Fatal(err)
+	}
+	r.start()
+	r.arm(directive)
+}
+
+func (r *rig) start() {
+	r.guard = newGuard(func(inForce *backend.InForce, events backend.Observer) backend.Backend {
+		kernel := fake.New(inForce, events, r.clock.now)
+		if r.kernel != nil {
+			kernel.TakeOver(r.kernel)
+		}
+		r.kernel = kernel
+		return kernel
+	}, host{
+		watch:  func() (surroundings, error) { return &r.network, nil },
+		askers: func() (askers, error) { return r.programs, nil },
+		units: func(paths []string) (units, error) {
+			r.units = &unitList{changed: make(chan struct{}), paths: paths}
+			return r.units, nil
+		},
+	}, r.clock.now)
+}
+
 func (r *rig) arm(directive string) {
+	r.Helper()
+	s := r.settingsOf(directive)
+	err := r.guard.prepareRoutes(s)
+	if err == nil {
+		err = r.guard.arm(s)
+	}
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.policy = s.found.policies[0]
+	r.policy.private = append(r.policy.private, examples)
+}
+
+// settingsOf reads a directive.
+func (r *rig) settingsOf(directive string) *settings {
 	r.Helper()
 	s, p, err := parse(caddy.NewTestController("dns", directive))
 	if err != nil {
@@ -176,14 +209,7 @@ func (r *rig) arm(directive string) {
 			of.state = r.book
 		}
 	}
-	if err = r.guard.prepareRoutes(s); err == nil {
-		err = r.guard.arm(s)
-	}
-	if err != nil {
-		r.Fatal(err)
-	}
-	p.private = append(p.private, examples)
-	r.policy = p
+	return s
 }
 
 func (r *rig) policyOf(directive string) *policy {

@@ -34,6 +34,7 @@ func (f benchFirewall) Grant(_ context.Context, grants []backend.Grant, _ time.D
 // Map and the rest make it translate at once.
 func (f benchFirewall) Map(context.Context, []backend.Mapping, time.Duration) error { return nil }
 func (f benchFirewall) Unmap(context.Context, []netip.Addr) error                   { return nil }
+func (f benchFirewall) Origins(string) ([]backend.Origin, error)                    { return nil, nil }
 func (f benchFirewall) Epoch() uint64                                               { return 1 }
 func (f benchFirewall) Connections(context.Context, func(mapped, real netip.Addr) bool) error {
 	return nil

@@ -53,11 +53,12 @@ type units interface {
 
 // machine is what rules have to know of the machine.
 type machine struct {
-	onLink []netip.Prefix
-	units  []backend.Cgroup
-	before []backend.Holder // who may have local grants from before a reload
-	routes []backend.Route  // of before, which names may still have
-	audit  switched         // what has been switched while running
+	onLink  []netip.Prefix
+	units   []backend.Cgroup
+	before  []backend.Holder // who may have local grants from before a reload
+	routes  []backend.Route  // of before, which names may still have
+	origins []backend.Origin // of mapped addresses, before
+	audit   switched         // what has been switched while running
 }
 
 // classes are the named ones, with their units as they are now.
@@ -129,8 +130,12 @@ func (g *guard) arm(s *settings) (err error) {
 // change has the kernel enforce new settings, and names go by the routes in them. Routes of
 // before go on until then.
 func (g *guard) change(s *settings, units units) error {
+	err := g.findStrangers(s)
+	if err != nil {
+		return err
+	}
 	g.before = g.rules.Routes
-	err := g.enforce(s, units)
+	err = g.enforce(s, units)
 	g.before = nil
 	if err != nil {
 		return err
@@ -149,7 +154,7 @@ func (g *guard) change(s *settings, units units) error {
 
 // enforce has the kernel enforce what the settings mean on the machine as it is now.
 func (g *guard) enforce(s *settings, units units) error {
-	m := machine{before: g.rules.LocalHolders, routes: g.before, audit: g.switched}
+	m := machine{before: g.rules.LocalHolders, routes: g.before, origins: g.rules.Origins, audit: g.switched}
 	if s.gateway() { // also with scope any, where clients' grants from before go on
 		m.onLink = g.around.OnLink()
 	}

@@ -25,7 +25,7 @@ func (q *query) routed(m, said *dns.Msg, scope backend.Scope) (out *dns.Msg, don
 	if err != nil {
 		return nil, false, err
 	}
-	r, name := p.decides(chain)
+	r, by := p.decides(chain)
 	switch {
 	case r == nil:
 		return p.hide(chain, m), false, nil
@@ -36,12 +36,12 @@ func (q *query) routed(m, said *dns.Msg, scope backend.Scope) (out *dns.Msg, don
 	if !translated {
 		return m, true, nil // and what it gives is not opened either
 	}
-	if r, err = g.awaitRoute(q.Context, r, name); err != nil {
+	if r, err = g.awaitRoute(q.Context, r, by); err != nil {
 		return nil, true, err
 	}
 	// The addresses are of the name that was asked for, whichever on the way has the route:
 	// else whoever answers for an alias could say where another name's addresses lead.
-	out, err = q.rewritten(m, said, scope, r, local)
+	out, err = q.rewritten(m, said, scope, r, by, local)
 	return out, true, err
 }
 
@@ -53,8 +53,9 @@ func (q *query) chain(m *dns.Msg, buf []link) ([]link, error) {
 	return follow(q.question.Name, m.Answer, buf)
 }
 
-// rewritten is what the client gets of an answer with a route, in force by then.
-func (q *query) rewritten(m, said *dns.Msg, scope backend.Scope, r *namedRoute, local bool) (*dns.Msg, error) {
+// rewritten is what the client gets of an answer with a route, that of the name by, in force
+// by then.
+func (q *query) rewritten(m, said *dns.Msg, scope backend.Scope, r *namedRoute, by string, local bool) (*dns.Msg, error) {
 	p, g, name := q.handler.policy, q.handler.guard, q.question.Name
 	chain, err := q.chain(m, nil)
 	if err != nil {
@@ -76,7 +77,7 @@ func (q *query) rewritten(m, said *dns.Msg, scope backend.Scope, r *namedRoute, 
 	if !r.literal || p.of(name) == nil {
 		asker = g.share(scope)
 	}
-	mapped, err := g.mapped(q.Context, r, name, asker, real)
+	mapped, err := g.mapped(q.Context, r, name, by, asker, real)
 	if err != nil {
 		refusedOf(err).Inc()
 		g.failures.Do(func() { log.Errorf("An answer for a name with a route was withheld, the client got SERVFAIL: %v", err) })
@@ -148,7 +149,7 @@ func (g *guard) leads(r *namedRoute, addr netip.Addr, local bool) bool {
 
 // mapped returns addresses that stand for the real ones of a name, when the kernel
 // translates them.
-func (g *guard) mapped(ctx context.Context, r *namedRoute, name string, asker uint64, real []netip.Addr) (all []netip.Addr, err error) {
+func (g *guard) mapped(ctx context.Context, r *namedRoute, name, by string, asker uint64, real []netip.Addr) (all []netip.Addr, err error) {
 	is6 := func(a netip.Addr) bool { return !a.Is4() }
 	slices.SortStableFunc(real, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() })
 	at := slices.IndexFunc(real, is6)
@@ -159,7 +160,7 @@ func (g *guard) mapped(ctx context.Context, r *namedRoute, name string, asker ui
 		if len(version) == 0 {
 			continue
 		}
-		answer, err := r.book.Assign(ctx, &r.listed, name, asker, version, g.settings.Load().hold)
+		answer, err := r.book.Assign(ctx, &r.listed, name, by, asker, version, g.settings.Load().hold)
 		if err != nil {
 			return nil, err
 		}

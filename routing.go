@@ -46,11 +46,15 @@ func (t *routing) owner(addr netip.Addr) (name string, ok bool) {
 	return "", false
 }
 
-// of returns the route that a name has by what is in force, or nil. If server blocks differ
-// in that, it is the one that is called so in the kernel, or else the first.
-func (t *routing) of(name, kernel string) (first *namedRoute) {
+// of returns the route that a name has by what is in force, or else that of the one that it
+// has led to, or nil. If server blocks differ in that, it is the one that is called so in the
+// kernel, or else the first.
+func (t *routing) of(name, by, kernel string) (first *namedRoute) {
 	for _, p := range t.policies {
 		r := p.of(name)
+		if r == nil {
+			r = p.of(by)
+		}
 		if r != nil && r.kernel.Name == kernel {
 			return r
 		}
@@ -71,7 +75,7 @@ func (g *guard) awaitRoute(ctx context.Context, r *namedRoute, name string) (*na
 		if t.routes[r] {
 			return r, nil
 		}
-		if other := t.of(name, r.kernel.Name); other != nil {
+		if other := t.of(name, name, r.kernel.Name); other != nil {
 			return other, nil
 		}
 		if late == nil {
@@ -115,14 +119,11 @@ func (g *guard) takeOver(s *settings) error {
 	if err := g.endStrangers(routes); err != nil {
 		return err
 	}
-	if len(routes) > 0 {
-		g.served = map[string]bool{}
-	}
 	g.unused.Store(max(g.unused.Load(), int64(s.unused())))
 	t := newRouting()
 	t.policies, t.routes, t.book = s.found.policies, map[*namedRoute]bool{}, s.found.book
 	for _, r := range routes {
-		t.routes[r], g.served[r.state] = true, true
+		t.routes[r] = true
 		for _, prefix := range r.pools {
 			t.pools = append(t.pools, pool{prefix, r.book})
 		}
@@ -147,7 +148,9 @@ func (g *guard) takeOver(s *settings) error {
 	if was.book != "" && was.book != t.book {
 		t.restore()
 	}
-	g.rehome(t, len(was.routes) == 0)
+	if !t.asBefore(was) {
+		g.rehome(t, len(was.routes) == 0)
+	}
 	if g.stopWork == nil {
 		var ctx context.Context
 		ctx, g.stopWork = context.WithCancel(context.Background())
@@ -157,12 +160,21 @@ func (g *guard) takeOver(s *settings) error {
 	return nil
 }
 
+// asBefore reports whether all names have the same routes as before.
+func (t *routing) asBefore(was *routing) bool {
+	return slices.EqualFunc(t.policies, was.policies, func(p, q *policy) bool {
+		return slices.EqualFunc(p.routes, q.routes, func(r, s *namedRoute) bool {
+			return slices.Equal(r.patterns, s.patterns) && r.kernel.Name == s.kernel.Name && r.book == s.book
+		})
+	})
+}
+
 // rehome gives names that have another route now to that, with the addresses that they
 // have. At the first time, these may be of other pools, and nobody has them.
 func (g *guard) rehome(t *routing, first bool) {
 	for _, b := range t.books() {
-		err := b.Rehome(context.Background(), func(old, name string) (string, bool) {
-			now := t.of(name, old)
+		err := b.Rehome(context.Background(), func(old, name, by string) (string, bool) {
+			now := t.of(name, by, old)
 			if now == nil || now.kernel.Name == old || now.book != b {
 				return "", false
 			}

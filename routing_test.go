@@ -135,6 +135,103 @@ func TestAnswersAfterTheirRoute(t *testing.T) {
 	r.wantText(r.ask(), strings.Replace(wwwMapped, "0.1", "0.3", 1))
 }
 
+// An alias has the route of the name that it leads to, also after that has become another.
+func TestReloadKeepsAddressesOfAliases(t *testing.T) {
+	block := func(options ...string) string {
+		return "ipdestinationguard {\nmode nft-both\n" + strings.Join(options, "\n") + "\n}"
+	}
+	const direct, seven = "route **.routed.test", "route **.routed.test {\nfwmark 7\n}"
+	for _, tt := range []struct {
+		name     string
+		restarts bool
+		after    []string
+		mark     uint32 // of the route of the alias's address
+	}{
+		{"another route", false, []string{seven}, 7},
+		{"another route after a restart", true, []string{seven}, 7},
+		{"another route that only some names have", false, []string{direct, "route www.routed.test {\nfwmark 7\n}"}, 7},
+		{"another route of others", false, []string{direct, "route b.routed.test {\nfwmark 7\n}"}, 0},
+		{"a route of its own", false, []string{direct, "route alias.test {\nfwmark 7\n}"}, 7},
+		{"two at once", false, []string{seven, "route alias.test {\nfwmark 8\n}"}, 8},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t, block(direct))
+			alias := func(to string) string {
+				return r.at("127.0.0.1").ask("alias.test. A", "alias.test. 30 CNAME "+to+"\n"+to+" 30 A 9.9.9.9")
+			}
+			r.wantText(r.ask(), wwwMapped)
+			alias("b.routed.test.")
+			const answer = "alias.test. 30 IN A 100.96.0.2\n"
+			r.wantText(alias("WWW.routed.test."), answer) // the last one counts
+			if tt.restarts {
+				r.restart(block(direct))
+				r.wantText(alias("www.routed.test."), answer)
+			}
+			r.arm(block(tt.after...))
+			for _, m := range r.kernel.Mapped() {
+				if route := r.guard.rules.Route(m.Route); m.Mapped.String() == "100.96.0.2" && (route == nil || route.Mark != tt.mark) {
+					t.Errorf("%v is of %v", m, route)
+				}
+			}
+			if real := r.kernel.Connect(netip.MustParseAddr("100.96.0.2")); real.String() != "9.9.9.9" {
+				t.Errorf("connected to %v", real)
+			}
+			r.wantText(alias("www.routed.test."), answer)
+			r.wantText(r.ask(), wwwMapped)
+		})
+	}
+}
+
+// Who answers for an alias does not say which route other names have.
+func TestAliasesMoveNobodyElse(t *testing.T) {
+	r := newRig(t, "ipdestinationguard {\nmode nft-both\nroute **.routed.test\nroute **.b.test {\nfwmark 7\n}\n}")
+	r.wantText(r.ask(), wwwMapped)
+	r.at("127.0.0.1").ask("www.routed.test. A", "www.routed.test. 30 CNAME x.b.test.\nx.b.test. 30 A 9.9.9.9")
+	r.at("127.0.0.1").ask("alias.test. A", "alias.test. 30 CNAME www.routed.test.\nwww.routed.test. 30 CNAME x.b.test.\nx.b.test. 30 A 9.9.9.9")
+	r.arm("ipdestinationguard {\nmode nft-both\nroute **.routed.test\nroute **.b.test {\nfwmark 8\n}\n}")
+	for _, m := range r.kernel.Mapped() {
+		if route := r.guard.rules.Route(m.Route); route == nil || route.Mark != 0 {
+			t.Errorf("%v is of %v", m, route)
+		}
+	}
+	r.wantText(r.ask(), wwwMapped)
+}
+
+// Where no name can have another route, a reload visits none.
+func TestReloadVisitsNamesOnlyIfItMust(t *testing.T) {
+	block := func(ttl, pattern, mark string) string {
+		return "ipdestinationguard {\nmode nft-both\nroute " + pattern + " {\n" + ttl + "\n}\nroute **.b.test {\nfwmark " + mark + "\n}\n}"
+	}
+	first := block("ttl 1s 60s", "**.routed.test", "7")
+	for _, tt := range []struct {
+		name, after string
+		visits      bool
+	}{
+		{"nothing changes", first, false},
+		{"another TTL", block("ttl 1s 50s", "**.routed.test", "7"), false},
+		{"another pattern", block("ttl 1s 60s", "*.routed.test", "7"), true},
+		{"another mark", block("ttl 1s 60s", "**.routed.test", "8"), true},
+		{"others in their place", block("ttl 1s 60s", "**.c.test", "7"), true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t, first)
+			// Astray, as no answer leaves it: a visit finds it.
+			of := r.policy.routes[1]
+			if _, err := of.book.Assign(t.Context(), &of.listed, "www.routed.test.", "", 0, []netip.Addr{netip.MustParseAddr("9.9.9.9")}, time.Minute); err != nil {
+				t.Fatal(err)
+			}
+			r.arm(tt.after)
+			if tt.name == "others in their place" {
+				r.arm(first)
+			}
+			visited := len(r.kernel.Mapped()) > 0 && r.kernel.Mapped()[0].Route == r.policy.routes[0].kernel.Name
+			if visited != tt.visits {
+				t.Errorf("visited: %v, want %v", visited, tt.visits)
+			}
+		})
+	}
+}
+
 // A second book makes the kernel forget what it knew of the first; it is told again.
 func TestSecondBookKeepsMappedAddresses(t *testing.T) {
 	r := newRig(t, routedBoth)
@@ -176,21 +273,6 @@ func TestRestartKeepsMappedAddresses(t *testing.T) {
 	again.arm("ipdestinationguard {\nmode nft-both\nroute www.routed.test {\nfwmark 7\n}\n}")
 	again.wantText(again.ask(), strings.Replace(wwwMapped, "0.1", "0.2", 1))
 	again.wantMapped("100.96.0.2 > 9.9.9.9")
-}
-
-// With a book that knows nothing of them, connections into its pools end before it gives
-// out an address, and those that are open to somebody are not given out.
-func TestNewBookEndsStrangeConnections(t *testing.T) {
-	r := newRig(t, routedBoth)
-	r.ask()
-	mapped := netip.MustParseAddr("100.96.0.1")
-	r.kernel.Connect(mapped)
-	r.arm("ipdestinationguard {\nmode nft-both\nroute **.routed.test {\nstate " + filepath.Join(t.TempDir(), "other.db") + "\n}\n}")
-	if got := r.kernel.Connected(mapped); len(got) != 0 {
-		t.Errorf("connected to %v", got)
-	}
-	r.wantMapped()
-	r.wantText(r.ask(), strings.Replace(wwwMapped, "0.1", "0.2", 1)) // somebody has a grant for the first still
 }
 
 // When the kernel has lost what it knew, it is told again by the next answer.

@@ -93,10 +93,12 @@ type Rules struct {
 
 	// Routes translate mapped addresses, where the backend is a [Router]. There may be
 	// MaxMappings of each IP version; 0 is no limit. Book names the list that they are
-	// from, by letters and digits: what is mapped from another one is not any more.
+	// from, by letters and digits: what is mapped from another one is not any more. Origins
+	// say, also without routes, where mapped addresses that somebody may know are from.
 	Routes      []Route
 	MaxMappings int
 	Book        string
+	Origins     []Origin
 
 	// AuditLocal and AuditGateway let pass what would be refused of what this machine
 	// sends, and forwards, where the backend is an [Auditor]. It counts that apart.

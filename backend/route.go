@@ -62,6 +62,12 @@ func (r *Route) String() string {
 	return strings.Join(parts, ", ")
 }
 
+// An Origin says which book has given out the addresses of a pool, or was the last one to.
+type Origin struct {
+	Book string // letters and digits
+	Pool netip.Prefix
+}
+
 // A Mapping says what real address stands behind a mapped one. Both are of the same IP
 // version.
 type Mapping struct {
@@ -131,6 +137,10 @@ type Router interface {
 	// lives, or because they linger. Until nobody may they belong to their names: whoever
 	// remembers one would be let through to the next name's server.
 	Granted(ctx context.Context, each func(mapped netip.Addr)) error
+
+	// Origins returns those of the rules that are enforced, whoever has put them in force:
+	// before Open, they are an earlier process's.
+	Origins(table string) ([]Origin, error)
 
 	// Epoch rises whenever mappings may have been lost: one that was put in force at an
 	// earlier epoch has to be asked for again. It is to be read before Map is called,

@@ -2,11 +2,15 @@ package nft
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"maps"
 	"math"
 	"net/netip"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
@@ -22,6 +26,23 @@ func (b *Backend) Map(ctx context.Context, mappings []backend.Mapping, within ti
 // Unmap implements [backend.Router].
 func (b *Backend) Unmap(ctx context.Context, mapped []netip.Addr) error {
 	return b.ask(ctx, &request{unmap: mapped, done: make(chan error, 1)})
+}
+
+// Origins implements [backend.Router].
+func (b *Backend) Origins(table string) (all []backend.Origin, err error) {
+	p, err := readTable(table)
+	switch {
+	case errors.Is(err, unix.ENOENT): // deleted meanwhile, and its grants with it
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("table inet %s: reading: %w", table, explain(err))
+	}
+	for name := range p.sets {
+		if o, ok := originOf(name); ok {
+			all = append(all, o)
+		}
+	}
+	return all, nil
 }
 
 // Epoch implements [backend.Router].

@@ -3,6 +3,7 @@ package nft
 import (
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
@@ -34,6 +35,7 @@ const (
 	setMapped = "mapped"
 	setRoute  = "route-"
 	setBound  = "bound"
+	setOrigin = "origin-"
 )
 
 // A path is a way that packets take past routes: those that are forwarded, or those that
@@ -62,6 +64,29 @@ func pools(routes []backend.Route) (all []netip.Prefix) {
 		}
 	}
 	return all
+}
+
+// origins are empty sets: their names are for who takes the table over, and its grants.
+func origins(r *backend.Rules) (sets []set) {
+	for _, o := range r.Origins {
+		sets = append(sets, set{name: originName(o), key: selector{ipProtocol}, comment: "which book has given out addresses of " + o.Pool.String()})
+	}
+	return sets
+}
+
+// originName is a name that nft can read, without colons.
+func originName(o backend.Origin) string {
+	return setOrigin + o.Book + "-" + strings.ReplaceAll(o.Pool.String(), ":", "_")
+}
+
+// originOf reads such a name.
+func originOf(set string) (o backend.Origin, ok bool) {
+	if set, ok = strings.CutPrefix(set, setOrigin); !ok {
+		return o, false
+	}
+	book, pool, _ := strings.Cut(set, "-")
+	prefix, err := netip.ParsePrefix(strings.ReplaceAll(pool, "_", ":"))
+	return backend.Origin{Book: book, Pool: prefix}, err == nil
 }
 
 // mappings are the sets of mapped addresses: what stands behind each, and of which route it

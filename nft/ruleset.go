@@ -137,7 +137,7 @@ func buildRuleset(r backend.Rules, bound bool) ruleset {
 		}
 		rs.sets = append(rs.sets, guarded)
 	}
-	rs.sets = append(rs.sets, mappings(&r, bound)...)
+	rs.sets = slices.Concat(rs.sets, origins(&r), mappings(&r, bound))
 	rs.addChains(r)
 	return rs
 }

@@ -99,6 +99,7 @@ func goldenRules(t testing.TB) map[string]backend.Rules {
 
 	routes := capture
 	routes.MaxMappings, routes.Book = 1<<20, "0123abcd"
+	routes.Origins = []backend.Origin{{Book: "0123abcd", Pool: prefixes(t, "100.96.0.0/11")[0]}, {Book: "4567", Pool: prefixes(t, "fd00:2021:1111:8000::/107")[0]}}
 	routes.Routes = []backend.Route{
 		{Name: "aa", Pools: prefixes(t, "100.96.0.0/11", "fd00:2021:1111:8000::/107"), Egress: addresses("192.0.2.7", "2001:db8::7")},
 		{Name: "bb", Pools: prefixes(t, "100.96.0.0/11", "198.18.0.0/15", "fd01::/16"), Out: "tun0", Mark: 100},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
@@ -14,6 +15,9 @@ import (
 // one IP version. When it has returned, they are on disk as the name's and lead to the
 // real ones; or it says why not, or that within has passed, or what ctx says.
 //
+// by is the name that has the route: one that name leads to, or name itself, as is empty.
+// Rehome goes by what the last answer has said.
+//
 // An address that leads to one of the real ones stays as it is; others of the name are
 // pointed to them. An answer like the one before writes nothing and asks nobody.
 //
@@ -22,21 +26,27 @@ import (
 // names has half of the pool at most, the next one a quarter. It should be 0 where nobody
 // can make up names, since the route has them literally. It is not remembered across
 // restarts.
-func (b *Book) Assign(ctx context.Context, r *Route, name string, asker uint64, reals []netip.Addr, within time.Duration) (Answer, error) {
+func (b *Book) Assign(ctx context.Context, r *Route, name, by string, asker uint64, reals []netip.Addr, within time.Duration) (Answer, error) {
 	if len(reals) == 0 {
 		return Answer{}, nil
 	}
 	var room [128]byte
 	key, err := appendKey(room[:0], version(reals[0]), r.Name, name)
+	if err == nil && len(by) > maxKey {
+		err = ErrName
+	}
 	if err != nil {
 		return Answer{}, err
 	}
+	if strings.EqualFold(by, name) {
+		by = ""
+	}
 	if e := b.shard(key).find(key); e != nil {
-		if mapped := e.unchanged(r, reals, b.router.Epoch()+1, b.since()); mapped != nil {
+		if mapped := e.unchanged(r, by, reals, b.router.Epoch()+1, b.since()); mapped != nil {
 			return Answer{Mapped: mapped}, nil
 		}
 	}
-	c := change{Book: b, route: r, asker: share(asker), reals: distinct(reals), outer: ctx, until: time.Now().Add(within)}
+	c := change{Book: b, route: r, by: by, asker: share(asker), reals: distinct(reals), outer: ctx, until: time.Now().Add(within)}
 	return c.do(key)
 }
 
@@ -64,6 +74,7 @@ func distinct(reals []netip.Addr) []netip.Addr {
 type change struct {
 	*Book
 	route *Route
+	by    string // empty is the entry's own name
 	asker uint32
 	reals []netip.Addr // each once
 
@@ -201,6 +212,7 @@ func (c *change) point(e *entry, k int) (Answer, error) {
 	defer e.mu.Unlock()
 	e.dirty = e.dirty || !slices.Equal(e.slots, slots)
 	e.slots, e.force, e.used = slots, force, c.since()
+	e.ledLocked(c.by)
 	for _, real := range c.reals {
 		to := real.As16()
 		for _, s := range slots[:k] {

@@ -45,7 +45,7 @@ func BenchmarkUnchanged(b *testing.B) {
 		}
 		assign := func(i int) {
 			i %= len(asked)
-			if _, err := book.Assign(context.Background(), r, asked[i], 0, reals[i], time.Minute); err != nil {
+			if _, err := book.Assign(context.Background(), r, asked[i], "", 0, reals[i], time.Minute); err != nil {
 				b.Error(err)
 			}
 		}
@@ -75,7 +75,7 @@ func BenchmarkRepointed(b *testing.B) {
 	reals := [2][]netip.Addr{realsOf(0, 2), realsOf(1, 2)}
 	b.ReportAllocs()
 	for i := range b.N {
-		if _, err := book.Assign(context.Background(), r, "a.org.", 0, reals[i%2], time.Minute); err != nil {
+		if _, err := book.Assign(context.Background(), r, "a.org.", "", 0, reals[i%2], time.Minute); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -92,7 +92,7 @@ func BenchmarkNewName(b *testing.B) {
 			b.SetParallelism(askers)
 			b.ResetTimer()
 			assign := func() {
-				if _, err := book.Assign(context.Background(), r, nameOf(int(n.Add(1))), 0, reals, time.Minute); err != nil {
+				if _, err := book.Assign(context.Background(), r, nameOf(int(n.Add(1))), "", 0, reals, time.Minute); err != nil {
 					b.Error(err)
 				}
 			}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"hash/maphash"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -77,7 +78,6 @@ type Book struct {
 	start  time.Time // from now
 	seed   maphash.Seed
 	id     string
-	fresh  atomic.Bool
 
 	shards [shards]shard
 	pages  [2]pages // who has an address, by IP version
@@ -86,6 +86,7 @@ type Book struct {
 	tidying sync.Mutex // held by Tidy and Rehome: one at a time
 
 	mu      sync.Mutex
+	strange []netip.Prefix // see Strange
 	spaces  []*space
 	loose   [2][]rest // free addresses of no space
 	resting []rest    // given back, and not free yet; the oldest first
@@ -121,21 +122,38 @@ func Open(path string, router backend.Router, now func() time.Time) (*Book, erro
 // [backend.Rules].Book.
 func (b *Book) ID() string { return b.id }
 
-// Fresh reports whether the file is a new one: nothing is known of whom the addresses
-// belonged to before, so live connections to any of the pools have to be ended before the
-// first one is given out. It stays so, be it after a crash, until Settled.
-func (b *Book) Fresh() bool { return b.fresh.Load() }
+// Strange are networks of whose addresses it is not known what others have been told: all,
+// for a new file, and those that are Estranged. Live connections to them have to be ended
+// before the first one is given out. They stay so, be it after a crash, until Settled.
+func (b *Book) Strange() []netip.Prefix {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.strange
+}
 
-// Settled says that what was connected before the book was new has been ended.
-func (b *Book) Settled() error {
-	if !b.fresh.Load() {
+// Estranged says that another book has given out addresses of these networks since.
+func (b *Book) Estranged(networks ...netip.Prefix) error {
+	all := slices.Clone(b.Strange())
+	for _, n := range networks {
+		if !slices.Contains(all, n) {
+			all = append(all, n)
+		}
+	}
+	return b.setStrange(all)
+}
+
+// Settled says that what was connected to strange addresses has been ended.
+func (b *Book) Settled() error { return b.setStrange(nil) }
+
+func (b *Book) setStrange(all []netip.Prefix) error {
+	if len(all) == len(b.Strange()) {
 		return nil
 	}
-	err := b.store.do(context.Background(), func(tx *bolt.Tx) error {
-		return tx.Bucket(bucketBook).Delete(keyFresh)
-	})
+	err := b.store.do(context.Background(), func(tx *bolt.Tx) error { return putStrange(tx, all) })
 	if err == nil {
-		b.fresh.Store(false)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.strange = all
 	}
 	return err
 }

@@ -68,8 +68,11 @@ func (d *desk) copied() {
 func (d *desk) after(passed time.Duration) { d.time = d.time.Add(passed) }
 
 // ask returns an answer as text: the mapped addresses, and after a bar the stale ones.
-func (d *desk) ask(r *Route, name, reals string) string {
-	a, err := d.Assign(context.Background(), r, name, d.asker, addrs(reals), d.wait)
+func (d *desk) ask(r *Route, name, reals string) string { return d.askBy(r, name, "", reals) }
+
+// askBy is ask for a name that has its route by another one.
+func (d *desk) askBy(r *Route, name, by, reals string) string {
+	a, err := d.Assign(context.Background(), r, name, by, d.asker, addrs(reals), d.wait)
 	if err != nil {
 		return err.Error()
 	}

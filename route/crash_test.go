@@ -45,7 +45,7 @@ func assignAway(path string) {
 					reals = append(reals, randomReal(random, n%2 == 0))
 				}
 				name := fmt.Sprintf("%x.example.", random.IntN(20_000))
-				a, err := b.Assign(context.Background(), crashRoutes[random.IntN(2)], name, 0, reals, time.Minute)
+				a, err := b.Assign(context.Background(), crashRoutes[random.IntN(2)], name, "", 0, reals, time.Minute)
 				if err != nil {
 					fmt.Println("assign:", err)
 				} else {
@@ -58,7 +58,7 @@ func assignAway(path string) {
 		if _, err := b.Tidy(context.Background(), 48*time.Hour); err != nil {
 			fmt.Println("tidy:", err)
 		}
-		err := b.Rehome(context.Background(), func(route, name string) (string, bool) {
+		err := b.Rehome(context.Background(), func(route, name, _ string) (string, bool) {
 			return crashRoutes[n%2].Name, name[0] == '1'
 		})
 		if err != nil {
@@ -159,7 +159,7 @@ func TestCopiedWhileWritten(t *testing.T) {
 		}
 		opened++
 		(&desk{T: t, Book: b}).sound()
-		if b.Fresh() {
+		if b.Strange() != nil {
 			t.Error("it is taken for a new one")
 		}
 		if err := b.Close(); err != nil && !errors.Is(err, ErrCorrupt) { // it is seen when it is written to

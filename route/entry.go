@@ -24,6 +24,7 @@ type entry struct {
 	mu    sync.Mutex
 	turn  *turn  // nil if nobody has it or wants it
 	slots []slot // the first ones are answered; whoever changes them has the turn
+	by    string // the name that has the route, if that is not the entry's own: the last answer led there
 	force uint64 // the router's epoch, and one, in which all slots that lead somewhere are in force; or one of those below
 	used  int32  // when it was last answered: see Book.since
 	saved int32  // used, as it is on disk
@@ -101,7 +102,7 @@ func addrOf(version int, a ip) netip.Addr {
 func versionOf(mapped ip) int { return version(netip.AddrFrom16(mapped).Unmap()) }
 
 // unchanged returns the answer, if it is as in force, or nil.
-func (e *entry) unchanged(r *Route, reals []netip.Addr, force uint64, now int32) []netip.Addr {
+func (e *entry) unchanged(r *Route, by string, reals []netip.Addr, force uint64, now int32) []netip.Addr {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.dead || e.force != force {
@@ -110,8 +111,16 @@ func (e *entry) unchanged(r *Route, reals []netip.Addr, force uint64, now int32)
 	mapped := e.answerLocked(r, reals)
 	if mapped != nil {
 		e.used = now
+		e.ledLocked(by)
 	}
 	return mapped
+}
+
+// ledLocked notes which name an answer had its route by.
+func (e *entry) ledLocked(by string) {
+	if !strings.EqualFold(e.by, by) {
+		e.by, e.dirty = strings.Clone(strings.ToLower(by)), true
+	}
 }
 
 // answerLocked returns the answer that the slots give as they are, or nil.

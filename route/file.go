@@ -109,7 +109,7 @@ func create(path string) error {
 		}
 		id := make([]byte, 8)
 		rand.Read(id)
-		return errors.Join(put(tx, bucketBook, keyID, id), put(tx, bucketBook, keyFresh, []byte{1}))
+		return errors.Join(put(tx, bucketBook, keyID, id), putStrange(tx, everything))
 	})
 	if err := errors.Join(err, db.Close()); err != nil {
 		return err

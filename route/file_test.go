@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,21 +20,21 @@ import (
 func TestFresh(t *testing.T) {
 	d := newDesk(t)
 	id := d.ID()
-	if !d.Fresh() || len(id) != 16 || strings.Trim(id, "0123456789abcdef") != "" {
-		t.Errorf("fresh %v, id %q", d.Fresh(), id)
+	if !slices.Equal(d.Strange(), everything) || len(id) != 16 || strings.Trim(id, "0123456789abcdef") != "" {
+		t.Errorf("strange %v, id %q", d.Strange(), id)
 	}
 	d.restart()
-	if !d.Fresh() {
+	if !slices.Equal(d.Strange(), everything) {
 		t.Error("it is not fresh any more, though nobody has said so")
 	}
 	for range 2 {
-		if err := d.Settled(); err != nil || d.Fresh() {
-			t.Error(d.Fresh(), err)
+		if err := d.Settled(); err != nil || d.Strange() != nil {
+			t.Error(d.Strange(), err)
 		}
 	}
 	d.restart()
-	if d.Fresh() || d.ID() != id {
-		t.Errorf("after a restart: fresh %v, id %q instead of %q", d.Fresh(), d.ID(), id)
+	if d.Strange() != nil || d.ID() != id {
+		t.Errorf("after a restart: strange %v, id %q instead of %q", d.Strange(), d.ID(), id)
 	}
 	other := newDesk(t)
 	if other.ID() == id {
@@ -172,11 +173,11 @@ func TestDamagedFiles(t *testing.T) {
 		}
 		opened++
 		d.Book = b
-		if b.Fresh() {
+		if b.Strange() != nil {
 			t.Fatal("a damaged file is taken for a new one")
 		}
 		for i := range 300 {
-			a, err := b.Assign(context.Background(), r, fmt.Sprint("a", i), 0, addrs("192.0.2.1 192.0.2.2"), time.Minute)
+			a, err := b.Assign(context.Background(), r, fmt.Sprint("a", i), "", 0, addrs("192.0.2.1 192.0.2.2"), time.Minute)
 			if err != nil || text(a.Mapped) != fmt.Sprintf("10.0.%d.%d 10.0.%d.%d", (2*i+1)/256, (2*i+1)%256, (2*i+2)/256, (2*i+2)%256) {
 				t.Fatalf("a%d is %v, %v", i, a, err)
 			}
@@ -186,5 +187,34 @@ func TestDamagedFiles(t *testing.T) {
 	t.Logf("%d opened, %d refused", opened, refused)
 	if opened < 10 || refused < 100 {
 		t.Errorf("%d opened, %d refused", opened, refused)
+	}
+}
+
+// A record of how an address was used may be without the name that has the route, as books
+// had it first; and it is damaged if that is longer than any name.
+func TestRecordsOfUse(t *testing.T) {
+	r := routed("r", 1, "10.0.0.0/8")
+	for _, tt := range []struct {
+		by     string
+		opened bool
+	}{{"", true}, {"b.org", true}, {strings.Repeat("b", maxKey+1), false}} {
+		d := newDesk(t)
+		d.ask(r, "a.org", "192.0.2.1")
+		err := d.store.do(t.Context(), func(tx *bolt.Tx) error {
+			return putUse(tx, 0, addrs("10.0.0.1")[0].As16(), d.time, addrs("192.0.2.1")[0].As16(), tt.by)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		was := d.Book
+		was.store.close() // and does not write its own
+		again, err := Open(d.path, d.router, func() time.Time { return d.time })
+		if (err == nil) != tt.opened || err != nil && !errors.Is(err, ErrCorrupt) {
+			t.Errorf("with %q: %v", tt.by, err)
+		}
+		if err == nil {
+			d.Book = again
+			d.want(d.entry("4r\x00a.org").by, tt.by)
+		}
 	}
 }

@@ -36,7 +36,7 @@ func (b *Book) loadAll(tx *bolt.Tx) error {
 		return errors.New("it has no id")
 	}
 	b.id = hex.EncodeToString(id)
-	b.fresh.Store(book.Get(keyFresh) != nil)
+	b.strange = strangeIn(book)
 
 	disordered := make(map[*entry]struct{})
 	if err := addrs.ForEach(func(k, v []byte) error { return b.loadAddr(k, v, disordered) }); err != nil {
@@ -124,7 +124,7 @@ func (e *entry) sort(addrs *bolt.Bucket) {
 func (b *Book) loadUse(k, v []byte) error {
 	version, a, ok := ipOf(k)
 	record := unseal(k, v)
-	if !ok || len(record) != 8+len(k) {
+	if !ok || len(record) < 8+len(k) || len(record) > 8+len(k)+maxKey {
 		return fmt.Errorf("the record of how address %x was used is damaged", k)
 	}
 	e := b.pages[version].get(a)
@@ -137,9 +137,10 @@ func (b *Book) loadUse(k, v []byte) error {
 	} else {
 		e.used, e.saved = max(e.used, used), max(e.saved, used)
 	}
+	e.by = string(record[8+len(k):])
 	for i := range e.slots {
 		if e.slots[i].mapped == a {
-			_, e.slots[i].real, _ = ipOf(record[8:])
+			_, e.slots[i].real, _ = ipOf(record[8 : 8+len(k)])
 		}
 	}
 	return nil

@@ -132,7 +132,7 @@ func (m *model) connects() string {
 // rehomes moves some names from one of the two routes that share pools to the other.
 func (m *model) rehomes() string {
 	third, from := m.random.IntN(3), m.random.IntN(2)
-	m.moves(func(route, name string) (string, bool) {
+	m.moves(func(route, name, _ string) (string, bool) {
 		var i int
 		fmt.Sscanf(name, "name%d", &i)
 		return m.routes[1-from].Name, route == m.routes[from].Name && i%3 == third
@@ -173,7 +173,7 @@ func (m *model) answer(i int, ipv4 bool) (what string) {
 		what += ", and the kernel says no"
 	}
 	defer func() { m.router.fails = nil }()
-	a, err := m.Assign(context.Background(), r, name, uint64(m.random.IntN(3)), reals, time.Minute)
+	a, err := m.Assign(context.Background(), r, name, "", uint64(m.random.IntN(3)), reals, time.Minute)
 	if len(reals) == 0 {
 		return what
 	}

@@ -3,6 +3,8 @@ package route
 import (
 	"encoding/binary"
 	"hash/crc32"
+	"net/netip"
+	"strings"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -10,11 +12,11 @@ import (
 
 // What is in the file. An address is a key, so it cannot have two owners.
 var (
-	bucketBook  = []byte("book")      // id, and whether it is fresh
+	bucketBook  = []byte("book")      // id, and what is strange
 	bucketAddrs = []byte("addresses") // address -> owned, place, route and name; or rests until, or is free since
-	bucketUse   = []byte("use")       // address -> when its name was last answered, and where it leads
+	bucketUse   = []byte("use")       // address -> when its name was last answered, where it leads, and who has the route
 	keyID       = []byte("id")
-	keyFresh    = []byte("fresh")
+	keyStrange  = []byte("fresh")
 )
 
 // Kinds of records in bucketAddrs.
@@ -73,6 +75,39 @@ func putOwned(tx *bolt.Tx, version int, a ip, place uint16, owner string) error 
 	return put(tx, bucketAddrs, bytesOf(version, a), append(record, owner...))
 }
 
+var everything = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
+
+// putStrange writes which networks are strange, as text.
+func putStrange(tx *bolt.Tx, networks []netip.Prefix) error {
+	if len(networks) == 0 {
+		return tx.Bucket(bucketBook).Delete(keyStrange)
+	}
+	var text []byte
+	for _, n := range networks {
+		text = append(n.AppendTo(text), ' ')
+	}
+	return put(tx, bucketBook, keyStrange, text)
+}
+
+// strangeIn is what putStrange has written. What cannot be read says that all is.
+func strangeIn(book *bolt.Bucket) (networks []netip.Prefix) {
+	sealed := book.Get(keyStrange)
+	if sealed == nil {
+		return nil
+	}
+	for text := range strings.FieldsSeq(string(unseal(keyStrange, sealed))) {
+		n, err := netip.ParsePrefix(text)
+		if err != nil {
+			return everything
+		}
+		networks = append(networks, n)
+	}
+	if networks == nil {
+		return everything
+	}
+	return networks
+}
+
 // putUnowned writes until when an address rests, or since when it is free, and forgets how
 // it was used.
 func putUnowned(tx *bolt.Tx, version int, a ip, kind byte, at time.Time) error {
@@ -83,7 +118,8 @@ func putUnowned(tx *bolt.Tx, version int, a ip, kind byte, at time.Time) error {
 	return tx.Bucket(bucketUse).Delete(key)
 }
 
-func putUse(tx *bolt.Tx, version int, a ip, used time.Time, real ip) error {
+func putUse(tx *bolt.Tx, version int, a ip, used time.Time, real ip, by string) error {
 	record := binary.BigEndian.AppendUint64(nil, uint64(used.Unix()))
-	return put(tx, bucketUse, bytesOf(version, a), append(record, bytesOf(version, real)...))
+	record = append(record, bytesOf(version, real)...)
+	return put(tx, bucketUse, bytesOf(version, a), append(record, by...))
 }

@@ -1,6 +1,7 @@
 package route
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,11 +19,12 @@ const (
 )
 
 // Rehome moves names to other routes, with their addresses: to says which, or not ok to
-// leave one where it is. It is for a reload that changes how a route leaves, once the new
+// leave one where it is, and is told which name has the route by what was last answered:
+// mostly name itself. It is for a reload that changes how a route leaves, once the new
 // rules are in force. Addresses that were in force are mapped again, to the same real ones
 // as before. A name that has addresses in its new route already, has them first and the
 // others besides.
-func (b *Book) Rehome(ctx context.Context, to func(route, name string) (newRoute string, ok bool)) error {
+func (b *Book) Rehome(ctx context.Context, to func(route, name, by string) (newRoute string, ok bool)) error {
 	b.tidying.Lock()
 	defer b.tidying.Unlock()
 	var moves []move
@@ -31,7 +33,7 @@ func (b *Book) Rehome(ctx context.Context, to func(route, name string) (newRoute
 		s.mu.RLock()
 		for _, e := range s.entries {
 			route, name := e.names()
-			if other, ok := to(route, name); ok && other != route {
+			if other, ok := to(route, name, e.ledBy(name)); ok && other != route {
 				moves = append(moves, move{from: e, route: other})
 			}
 		}
@@ -48,6 +50,13 @@ func (b *Book) Rehome(ctx context.Context, to func(route, name string) (newRoute
 		moves = moves[n:]
 	}
 	return failed
+}
+
+// ledBy is the name that has the route.
+func (e *entry) ledBy(name string) string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return cmp.Or(e.by, name)
 }
 
 // move is an entry on its way to another route.
@@ -170,7 +179,7 @@ func (b *Book) moved(m *move) {
 	from.mu.Lock()
 	from.dead = true
 	delete(s.entries, from.key)
-	used := from.used
+	used, by := from.used, from.by
 	from.mu.Unlock()
 	s.mu.Unlock()
 
@@ -182,7 +191,7 @@ func (b *Book) moved(m *move) {
 		b.pages[to.version()].set(s.mapped, to)
 	}
 	if len(to.slots) == 0 {
-		to.asker, to.used = from.asker, used
+		to.asker, to.used, to.by = from.asker, used, by
 	}
 	room := min(max(0, MaxSlots-len(to.slots)), len(from.slots))
 	b.leaveLocked(from, from.slots[room:], true)

@@ -12,8 +12,8 @@ import (
 func TestRehome(t *testing.T) {
 	pools := []string{"10.0.0.0/8", "fd00::/64"}
 	old, new_, third := routed("old", 2, pools...), routed("new", 2, pools...), routed("third", 2, pools...)
-	rename := func(from, to string) func(route, name string) (string, bool) {
-		return func(route, name string) (string, bool) { return to, route == from }
+	rename := func(from, to string) func(route, name, _ string) (string, bool) {
+		return func(route, name, _ string) (string, bool) { return to, route == from }
 	}
 	for _, tt := range []struct {
 		name string
@@ -37,11 +37,45 @@ func TestRehome(t *testing.T) {
 		}},
 		{"by name", func(d *desk) {
 			d.ask(old, "b.org", "192.0.2.1")
-			d.moves(func(route, name string) (string, bool) { return "new", name == "b.org" })
+			d.moves(func(route, name, _ string) (string, bool) { return "new", name == "b.org" })
 			d.want(d.routes(), "new: 10.0.0.4, old: 10.0.0.1 10.0.0.2, third: 10.0.0.3")
 		}},
+		{"an alias, by the name that it has led to last", func(d *desk) {
+			toB := func(route, _, by string) (string, bool) { return "new", by == "b.org" }
+			d.want(d.askBy(old, "alias.org", "x.org", "192.0.2.1"), "10.0.0.4")
+			d.moves(toB)
+			d.want(d.routes(), "old: 10.0.0.1 10.0.0.2 10.0.0.4, third: 10.0.0.3")
+			d.askBy(old, "alias.org", "B.org", "192.0.2.1") // nothing else is new
+			d.moves(toB)
+			d.want(d.routes(), "new: 10.0.0.4, old: 10.0.0.1 10.0.0.2, third: 10.0.0.3")
+			d.want(d.askBy(new_, "alias.org", "b.org", "192.0.2.1"), "10.0.0.4")
+			d.restart()
+			d.want(d.askBy(new_, "alias.org", "ALIAS.org", "192.0.2.1"), "10.0.0.4 | 10.0.0.4")
+			d.restart()
+			d.moves(func(route, name, by string) (string, bool) { return "old", name == "alias.org" && by == name })
+			d.want(d.ask(old, "alias.org", "192.0.2.1"), "10.0.0.4 | 10.0.0.4")
+		}},
+		{"an alias, after a stop and after a crash", func(d *desk) {
+			toB := func(to string) func(route, name, by string) (string, bool) {
+				return func(_, _, by string) (string, bool) { return to, by == "b.org" }
+			}
+			d.askBy(old, "alias.org", "b.org", six)
+			d.askBy(old, "alias.org", "b.org", four)
+			d.restart()
+			d.moves(toB("new"))
+			d.copied()
+			d.moves(toB("third"))
+			d.tidy(long)
+			d.copied()
+			d.moves(toB("new"))
+			d.want(d.askBy(new_, "alias.org", "b.org", four), "10.0.0.4 10.0.0.5 | 10.0.0.4 10.0.0.5")
+			d.want(d.askBy(new_, "alias.org", "b.org", six), "fd00::1 fd00::2 | fd00::1 fd00::2")
+		}},
+		{"no such name can be", func(d *desk) {
+			d.want(d.askBy(old, "alias.org", strings.Repeat("b", maxKey+1), four), ErrName.Error())
+		}},
 		{"to where it is", func(d *desk) {
-			d.moves(func(route, name string) (string, bool) { return route, true })
+			d.moves(func(route, name, _ string) (string, bool) { return route, true })
 			d.want(d.routes(), "old: 10.0.0.1 10.0.0.2, third: 10.0.0.3")
 		}},
 		{"a name that is there already", func(d *desk) {
@@ -57,10 +91,10 @@ func TestRehome(t *testing.T) {
 		}},
 		{"two that become one, and one that takes the place of another", func(d *desk) {
 			d.ask(third, "a.org", "192.0.2.9")
-			d.moves(func(route, name string) (string, bool) { return "new", name == "a.org" })
+			d.moves(func(route, name, _ string) (string, bool) { return "new", name == "a.org" })
 			d.want(d.routes(), "new: 10.0.0.1 10.0.0.2 10.0.0.4, third: 10.0.0.3")
 			d.ask(old, "a.org", "192.0.2.9")
-			d.moves(func(route, name string) (string, bool) {
+			d.moves(func(route, name, _ string) (string, bool) {
 				next := map[string]string{"old": "new", "new": "third"}[route]
 				return next, next != "" && name == "a.org"
 			})
@@ -145,7 +179,7 @@ func TestRehome(t *testing.T) {
 	}
 }
 
-func (d *desk) moves(to func(route, name string) (string, bool)) {
+func (d *desk) moves(to func(route, name, _ string) (string, bool)) {
 	d.Helper()
 	if err := d.Rehome(context.Background(), to); err != nil {
 		d.Error(err)

@@ -101,6 +101,8 @@ func (r *router) Granted(_ context.Context, each func(mapped netip.Addr)) error 
 	return nil
 }
 
+func (r *router) Origins(string) ([]backend.Origin, error) { return nil, nil }
+
 func (r *router) Epoch() uint64 { return r.epoch.Load() }
 
 var _ backend.Router = (*router)(nil)

@@ -44,6 +44,9 @@ func (b *Book) Shun(ctx context.Context, addrs []netip.Addr) error {
 			return err
 		default:
 			b.buryTaken(e, math.MaxInt32)
+			for _, s := range e.slots {
+				shunned = append(shunned, rest{addr: s.mapped, at: now + rests}) // Tidy does it as well, if it comes to that
+			}
 			e.release()
 		}
 	}

@@ -78,7 +78,7 @@ func refill(t testing.TB, b *Book, names, slots int) {
 					a = a.Next()
 				}
 				err := putOwned(tx, 0, a.As16(), uint16(k+1), "a1b2c3d4e5\x00"+nameOf(i))
-				if err := errors.Join(err, putUse(tx, 0, a.As16(), b.now(), real.As16())); err != nil {
+				if err := errors.Join(err, putUse(tx, 0, a.As16(), b.now(), real.As16(), "")); err != nil {
 					return err
 				}
 			}
@@ -117,7 +117,7 @@ func TestNothingGrows(t *testing.T) {
 	end()
 	release := d.blockDisk()
 	for i := range 3 * mostJobs { // nobody waits
-		d.Assign(ended, r, fmt.Sprint("gone", i), 0, addrs("2001:db8::1"), time.Minute)
+		d.Assign(ended, r, fmt.Sprint("gone", i), "", 0, addrs("2001:db8::1"), time.Minute)
 	}
 	d.waiting(mostJobs)
 	release()

@@ -208,7 +208,7 @@ func TestTidy(t *testing.T) {
 			e := d.entry("4r\x00a.org")
 			d.after(long)
 			d.tidied(0, "")
-			if got := e.unchanged(r, addrs(four), d.Epoch()+1, d.since()); got != nil {
+			if got := e.unchanged(r, "", addrs(four), d.Epoch()+1, d.since()); got != nil {
 				d.Error(got)
 			}
 			if got := d.entry("4r\x00a.org"); got != nil {

@@ -61,7 +61,7 @@ func TestWhileTheDiskIsBusy(t *testing.T) {
 			d.want(d.ask(r, "a.org", four), "10.0.0.2 10.0.0.3")
 		}},
 		{"a client leaves", func(d *desk, release func()) {
-			_, err := d.Assign(gone, r, "a.org", 0, addrs(four), time.Minute)
+			_, err := d.Assign(gone, r, "a.org", "", 0, addrs(four), time.Minute)
 			d.want(fmt.Sprint(err), left.Error())
 			release()
 		}},
@@ -108,7 +108,7 @@ func TestWhileTheDiskIsBusy(t *testing.T) {
 			d.want(d.ask(r, "a.org", four), ErrLate.Error())
 			d.wait = time.Minute
 			time.AfterFunc(10*time.Millisecond, release)
-			_, err := d.Assign(context.Background(), r, "b.org", 0, addrs(four), time.Minute)
+			_, err := d.Assign(context.Background(), r, "b.org", "", 0, addrs(four), time.Minute)
 			if !errors.Is(err, full) {
 				d.Errorf("got %v, want %v", err, full)
 			}
@@ -150,11 +150,11 @@ func TestTurns(t *testing.T) {
 	<-blocked.reached
 	d.want(d.ask(r, "b.org", "192.0.2.1"), "10.0.0.2") // others do not wait
 
-	_, err := d.Assign(context.Background(), r, "a.org", 0, addrs("192.0.2.3"), time.Millisecond)
+	_, err := d.Assign(context.Background(), r, "a.org", "", 0, addrs("192.0.2.3"), time.Millisecond)
 	d.want(fmt.Sprint(err), ErrLate.Error())
 	leaving, leave := context.WithCancel(context.Background())
 	time.AfterFunc(10*time.Millisecond, leave)
-	_, err = d.Assign(leaving, r, "a.org", 0, addrs("192.0.2.3"), time.Minute)
+	_, err = d.Assign(leaving, r, "a.org", "", 0, addrs("192.0.2.3"), time.Minute)
 	d.want(fmt.Sprint(err), context.Canceled.Error())
 
 	asking.Go(func() { d.want(d.ask(r, "a.org", "192.0.2.4"), "10.0.0.1 | 10.0.0.1") })

@@ -9,7 +9,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// Times of use, and where addresses lead, are written now and then. Who loses the last of
+// Times of use, where addresses lead, and which name has the route, are written now and then. Who loses the last of
 // them takes a name to be unused for a little longer than it was.
 const (
 	useCoarse = 3600 // seconds: what is in use all the time is written so often
@@ -84,7 +84,7 @@ func (e *entry) writeUse(tx *bolt.Tx, zero time.Time) error {
 		return nil
 	}
 	for _, s := range e.slots {
-		if err := putUse(tx, e.version(), s.mapped, zero.Add(time.Duration(e.used)*time.Second), s.real); err != nil {
+		if err := putUse(tx, e.version(), s.mapped, zero.Add(time.Duration(e.used)*time.Second), s.real, e.by); err != nil {
 			return err
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -21,6 +22,7 @@ var routeClauses = []clause{
 	{"mappings and grants of many at once", (*contract).concurrentMaps},
 	{"open again keeps the mappings", (*contract).openAgainKeepsMappings},
 	{"mappings end with their route, and with their book", (*contract).forgottenMappings},
+	{"whose mapped addresses they are", (*contract).origins},
 	{"who may connect to mapped addresses", (*contract).granted},
 	{"nothing is mapped after close", (*contract).mapAfterClose},
 }
@@ -315,6 +317,31 @@ func (c *contract) forgottenMappings() {
 	c.haveMapped(0, nil)
 	c.maps(two)
 	c.haveMapped(10, two)
+}
+
+func (c *contract) origins() {
+	have := func(want ...backend.Origin) {
+		c.Helper()
+		got, err := c.Origins(Rules().Table)
+		slices.SortFunc(got, func(a, b backend.Origin) int { return a.Pool.Compare(b.Pool) })
+		if err != nil || !slices.Equal(got, want) {
+			c.Errorf("the origins are %v, %v, want %v", got, err, want)
+		}
+	}
+	have()
+	r := RoutedRules()
+	one, two, three := backend.Origin{Book: "b1", Pool: r.Routes[0].Pools[0]}, backend.Origin{Book: "b1", Pool: r.Routes[0].Pools[1]}, backend.Origin{Book: "b2", Pool: r.Routes[0].Pools[1]}
+	for _, origins := range [][]backend.Origin{{one}, {one, two}, {one, three}} {
+		r.Origins = origins
+		c.open(r)
+		have(origins...)
+	}
+	r.Routes = nil
+	c.open(r)
+	have(one, three)
+	r.Origins = nil
+	c.open(r)
+	have()
 }
 
 func (c *contract) granted() {

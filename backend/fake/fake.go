@@ -38,6 +38,7 @@ type Backend struct {
 	mapped      map[netip.Addr]backend.Mapping
 	connections []connection
 	epoch       atomic.Uint64
+	left        []backend.Origin // in what was taken over
 }
 
 var _ backend.Backend = (*Backend)(nil)
@@ -55,6 +56,22 @@ func New(inForce *backend.InForce, events backend.Observer, now func() time.Time
 		inForce: inForce, events: events, now: now,
 		changed: make(chan struct{}), kernel: make(map[backend.Key]held), mapped: make(map[netip.Addr]backend.Mapping),
 	}
+}
+
+// TakeOver takes over what another one, which has been closed, has left in force. It has to be
+// called before Open.
+func (b *Backend) TakeOver(of *Backend) {
+	of.mu.Lock()
+	defer of.mu.Unlock()
+	if of.rules != nil {
+		b.left = of.rules.Origins
+	}
+	of.expireLocked()
+	for k, g := range of.kernel {
+		b.kernel[k] = g
+		b.inForce.Set(k, g.until, expiry.Accounts{})
+	}
+	b.mapped, b.connections = of.mapped, of.connections
 }
 
 // Refuse makes Check, Open, Grant and what a [backend.Router] has fail with err from now on; nil ends that.

@@ -155,6 +155,16 @@ func (b *Backend) Granted(ctx context.Context, each func(mapped netip.Addr)) err
 	return err
 }
 
+// Origins implements [backend.Router].
+func (b *Backend) Origins(string) ([]backend.Origin, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.unableLocked(); err != nil || b.rules == nil {
+		return b.left, err
+	}
+	return b.rules.Origins, nil
+}
+
 // Epoch implements [backend.Router].
 func (b *Backend) Epoch() uint64 { return b.epoch.Load() }
 

@@ -1,10 +1,8 @@
 package e2e
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"net"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -128,6 +126,47 @@ func TestRouteGetsAnotherEgress(t *testing.T) {
 	m.wantShut(m.client, real)
 }
 
+// An alias has the route of the name that it leads to. When a reload gives that another
+// egress, who connects by the alias's address has it at once, without asking again.
+func TestAliasGetsAnotherEgress(t *testing.T) {
+	t.Parallel()
+	m := newMappedWorld(t)
+	const real4, real6 = "198.18.53.1", "2001:db8:18:53::1"
+	m.atlas.addrs("www.shop.test.", 3600, real4, real6)
+	m.atlas.set("alias.other.test.", "3600 CNAME www.shop.test.")
+	files := []string{
+		m.corefile("nft-gateway", m.routedTo("shop.test")),
+		m.corefile("nft-gateway", m.route("**.shop.test", "egress "+secondEgress4+" "+secondEgress6)),
+	}
+	c := m.start(files[0])
+	type use struct {
+		addr, real string
+		egress     [2]string
+		flow       flow
+	}
+	uses := []*use{{real: real4, egress: [2]string{routeEgress4, secondEgress4}}, {real: real6, egress: [2]string{routeEgress6, secondEgress6}}}
+	tr := m.traffic()
+	for i, u := range uses {
+		u.addr = m.mapped(m.client, gateway4, "alias.other.test.", i == 0)[0]
+		u.flow = m.flow(m.client, u.addr, u.real)
+		m.steady(tr, m.client, u.addr, sight{u.real, u.egress[0]}, sight{u.real, u.egress[1]})
+		tr.alive(u.flow)
+	}
+	for round := range 4 {
+		now := (round + 1) % 2
+		m.mustReload(c, files[now])
+		for _, u := range uses {
+			m.wantSight(m.client, u.addr, u.real, u.egress[now])
+		}
+	}
+	tr.end()
+	for i, u := range uses {
+		if again := m.mapped(m.client, gateway4, "alias.other.test.", i == 0)[0]; again != u.addr {
+			t.Errorf("the alias had %s, and has %s", u.addr, again)
+		}
+	}
+}
+
 // A reload that takes a route away: its mapped addresses lead nowhere, not by another
 // way either, and its names have their real addresses again.
 func TestRouteGoes(t *testing.T) {
@@ -186,71 +225,5 @@ func TestForeignFlushOfMappings(t *testing.T) {
 	}
 	if n := x.seen(func(p packet) bool { return pool4.Contains(p.destination) }); n > 0 {
 		t.Logf("%d packets for mapped addresses have left while there was no table", n)
-	}
-}
-
-// The state is lost, or another one takes its place: names get other addresses perhaps,
-// and nobody gets to another name's server. Who is connected is cut off, and who may still
-// connect by what he was told before does not connect to somebody else.
-func TestOtherStateDeliversToNobodyElse(t *testing.T) {
-	t.Parallel()
-	for _, how := range []string{"deleted", "another by a restart", "another by a reload", "and back"} {
-		t.Run(how, func(t *testing.T) {
-			t.Parallel()
-			m := newMappedWorld(t)
-			neighbour, _ := m.moreClients()
-			reals := map[string]string{}
-			var names []string
-			for n := range 6 {
-				name := fmt.Sprintf("n%d.shop.test.", n)
-				names = append(names, name)
-				reals[name] = fmt.Sprintf("198.18.52.%d", n+1)
-				m.atlas.addrs(name, 60, reals[name])
-			}
-			first := m.corefile("nft-gateway", m.routedTo("shop.test"))
-			other := m.corefile("nft-gateway", m.routedTo("shop.test", "state "+filepath.Join(t.TempDir(), "other.db")))
-			file := first
-			c := m.start(file)
-			if how == "and back" { // to what has names for the addresses
-				for i := range names {
-					m.mapped(neighbour, neighbourGateway4, names[len(names)-1-i], true)
-				}
-				m.mustReload(c, other)
-			}
-			flows, told := map[string]flow{}, map[string]string{}
-			for _, name := range names[:3] {
-				told[name] = m.mapped(m.client, gateway4, name, true)[0]
-				flows[name] = m.flow(m.client, told[name], reals[name])
-			}
-			switch how {
-			case "deleted":
-				m.must(c.Stop())
-				m.shell(m.guard, "rm "+m.stateDir()+"/*")
-				m.start(first)
-			case "another by a restart":
-				m.must(c.Stop())
-				m.start(other)
-			case "another by a reload":
-				m.mustReload(c, other)
-			default:
-				m.mustReload(c, first)
-			}
-			for i := range names {
-				name := names[len(names)-1-i] // in another order
-				addr := m.mapped(neighbour, neighbourGateway4, name, true)[0]
-				m.wantSight(neighbour, addr, reals[name], routeEgress4)
-			}
-			for name, addr := range told {
-				if s, conn, err := m.look(m.client, addr); err == nil {
-					conn.Close()
-					if s.real != reals[name] {
-						t.Errorf("%s, where the client was told that %s is, leads to %s instead of %s", addr, name, s.real, reals[name])
-					}
-				}
-				if ended(flows[name]) == nil {
-					t.Errorf("the connection with %s of before goes on, by an address that is perhaps another's", name)
-				}
-			}
-		})
 	}
 }

@@ -103,7 +103,7 @@ func (r *recycling) real(n int) string { return fmt.Sprintf("198.18.%d.%d", n/20
 
 // assign gives the n-th name an address, as when it is answered.
 func (r *recycling) assign(n int) (string, error) {
-	answer, err := r.book.Assign(r.Context(), r.route, fmt.Sprintf("n%d.shop.test.", n), 0, []netip.Addr{netip.MustParseAddr(r.real(n))}, 5*time.Second)
+	answer, err := r.book.Assign(r.Context(), r.route, fmt.Sprintf("n%d.shop.test.", n), "", 0, []netip.Addr{netip.MustParseAddr(r.real(n))}, 5*time.Second)
 	if err != nil || len(answer.Mapped) != 1 {
 		return "", fmt.Errorf("name %d: %v %w", n, answer, err)
 	}
