@@ -12,8 +12,6 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
-
-	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
 
 // given asks for a name's addresses of one family, and fails unless all there are come
@@ -321,16 +319,7 @@ func TestOneBoxWithTwoUplinks(t *testing.T) {
 	e.mirror(w.world)
 	e.atlas.addrs(routedName, 60, realA4, realA6)
 	e.atlas.addrs(another, 60, realA4, realA6)
-	e.must(e.lab.Link(e.guard, "wan7", w.world, "eth7"))
-	for _, a := range []struct {
-		host         *netlab.Host
-		ifname, cidr string
-	}{
-		{e.guard, "wan7", "198.51.100.7/24"}, {e.guard, "wan7", "2001:db8:100::7/64"},
-		{w.world, "eth7", "198.51.100.1/24"}, {w.world, "eth7", "2001:db8:100::1/64"},
-	} {
-		e.must(a.host.Addr(a.ifname, a.cidr))
-	}
+	e.secondUplink()
 	e.shell(e.guard, e.guide("guard: policy routing"))
 	e.startGuard("guard: one box")
 	x := e.tap() // of the first uplink

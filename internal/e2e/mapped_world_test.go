@@ -121,11 +121,16 @@ func talkTo(from sender, network, addr string) error {
 		return err
 	}
 	defer conn.Close()
+	return say(conn)
+}
+
+// say is echo for who may not be heard, or hear something else.
+func say(conn net.Conn) error {
 	_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
 	if _, err := conn.Write([]byte("ping")); err != nil {
 		return err
 	}
-	_, err = conn.Read(make([]byte, 100))
+	_, err := conn.Read(make([]byte, 100))
 	return err
 }
 
