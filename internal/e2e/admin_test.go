@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -31,18 +30,6 @@ const (
 	exitConflict    = 6
 )
 
-var buildGuardctl = sync.OnceValues(func() (string, error) {
-	if _, err := build(); err != nil { // which makes the directory
-		return "", err
-	}
-	path := filepath.Join(buildDir, "guardctl")
-	out, err := exec.Command("go", "build", "-o", path, "../../cmd/guardctl").CombinedOutput()
-	if err != nil {
-		return "", errors.Join(err, errors.New(string(out)))
-	}
-	return path, nil
-})
-
 // socket is a path for an admin socket, and the line of the directive that says so.
 func (w *world) socket() (path, option string) {
 	w.Helper()
@@ -57,11 +44,9 @@ func (w *world) socket() (path, option string) {
 // code.
 func (w *world) guardctl(as netlab.As, socket string, args ...string) (output string, code int) {
 	w.Helper()
-	binary, err := buildGuardctl()
-	w.must(err)
-	c := w.guard.Command(binary, append([]string{"--socket", socket}, args...)...)
+	c := w.guard.Command(guardctlBinary(w.T), append([]string{"--socket", socket}, args...)...)
 	c.As = as
-	err = c.Run()
+	err := c.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		w.Fatal(err)

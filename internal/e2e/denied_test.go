@@ -142,9 +142,7 @@ func TestDeniedIsFollowed(t *testing.T) {
 	w := newWorld(t)
 	path, option := w.socket()
 	w.start(corefile(guardBlock("nft-both", option, "audit gateway")))
-	binary, err := buildGuardctl()
-	w.must(err)
-	follow := w.guard.Command(binary, "--socket", path, "denied", "-f")
+	follow := w.guard.Command(guardctlBinary(t), "--socket", path, "denied", "-f")
 	w.must(follow.Start())
 	self, behind := w.self(), w.behind()
 	w.eventually("it follows, and is told at once", func() bool {

@@ -74,9 +74,7 @@ func TestWatch(t *testing.T) {
 	w := newWorld(t)
 	path, option := w.socket()
 	w.start(corefile(guardBlock("nft-both", option)))
-	binary, err := buildGuardctl()
-	w.must(err)
-	watch := w.guard.Command(binary, "--socket", path, "watch", "--interval", "500ms", "--times", "4")
+	watch := w.guard.Command(guardctlBinary(t), "--socket", path, "watch", "--interval", "500ms", "--times", "4")
 	w.must(watch.Start())
 	for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		conn, err := w.dial(w.client, "udp", w.behind().addr4(5))

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -199,27 +198,6 @@ func (o *office) wantPointed(pointed bool) {
 		is = strings.Contains(o.resolvConf(), "nameserver "+sentinel1+"\n")
 		return is == pointed
 	})
-}
-
-var buildSentinel = sync.OnceValues(func() (string, error) {
-	if _, err := build(); err != nil {
-		return "", err
-	}
-	path := filepath.Join(buildDir, "ipdestinationguard-sentinel")
-	out, err := exec.Command("go", append(append([]string{"build", "-o", path}, buildFlags...), "../../cmd/sentinel")...).CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("%w: %s", err, out)
-	}
-	return path, nil
-})
-
-func sentinelBinary(t testing.TB) string {
-	t.Helper()
-	path, err := buildSentinel()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
 }
 
 // The whole way, under the guard: glibc goes on to the next nameserver when one dies, and what it gets is open.

@@ -4,13 +4,11 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -19,20 +17,6 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 	"github.com/destination-guard/coredns-ip-destination-guard/internal/signedtree"
 )
-
-var validating = sync.OnceValues(func() (string, error) {
-	plain, err := build()
-	if err != nil {
-		return "", err
-	}
-	path := plain + "-unbound"
-	cmd := exec.Command("go", "build", "-tags", "grpcnotrace unbound", "-o", path, "../../cmd/coredns")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("%w: %s", err, out)
-	}
-	return path, nil
-})
 
 // validatingBinary is as make build-unbound makes it. Where that cannot be done the test
 // is skipped, but not on CI.

@@ -9,11 +9,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -33,7 +31,7 @@ func TestMain(m *testing.M) {
 		return
 	}
 	netlab.Main(func() int {
-		defer func() { _ = os.RemoveAll(buildDir) }()
+		defer removeBuilt()
 		return m.Run()
 	})
 }
@@ -384,36 +382,4 @@ func (w *world) wantOpen(from sender, network, addr string) {
 	if err := w.connect(from, network, addr); err != nil {
 		w.Errorf("%s: %s to %s is refused, it should be open: %v", from.Name(), network, addr, err)
 	}
-}
-
-var (
-	raceDetector bool
-	buildFlags   []string
-	buildDir     string
-	build        = sync.OnceValues(func() (string, error) {
-		var err error
-		if buildDir, err = os.MkdirTemp("", "e2e"); err != nil {
-			return "", err
-		}
-		if err = os.Chmod(buildDir, 0o755); err != nil { // other users run it too
-			return "", err
-		}
-		path := filepath.Join(buildDir, "coredns")
-		args := append([]string{"build", "-tags", "grpcnotrace", "-o", path}, buildFlags...)
-		out, err := exec.Command("go", append(args, "../../cmd/coredns")...).CombinedOutput()
-		if err != nil {
-			return "", fmt.Errorf("%w: %s", err, out)
-		}
-		return path, nil
-	})
-)
-
-// binary builds cmd/coredns, once, with the race detector if the tests have it.
-func binary(t testing.TB) string {
-	t.Helper()
-	path, err := build()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
 }
