@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/miekg/dns"
-
 	"github.com/destination-guard/coredns-ip-destination-guard/admin"
 	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
@@ -299,11 +297,7 @@ func TestRevoke(t *testing.T) {
 // askName asks the guard for the addresses of a name, IPv4 or IPv6.
 func (w *world) askName(from sender, server, name string, addr netip.Addr) (rcode, answers int) {
 	w.Helper()
-	qtype := dns.TypeAAAA
-	if addr.Is4() {
-		qtype = dns.TypeA
-	}
-	m, err := w.ask(from, server, name, qtype)
+	m, err := w.ask(from, server, name, typeFor(addr.String()))
 	w.must(err)
 	return m.Rcode, len(m.Answer)
 }

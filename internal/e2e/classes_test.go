@@ -84,11 +84,7 @@ func (w *world) lookupIn(from sender, server, addr, zone string) {
 }
 
 func (w *world) askIn(from sender, server, addr, zone string) (*dns.Msg, error) {
-	qtype := dns.TypeAAAA
-	if is4(addr) {
-		qtype = dns.TypeA
-	}
-	return w.ask(from, server, strings.Replace(nameOf(60, addr), "test.", zone, 1), qtype)
+	return w.ask(from, server, strings.Replace(nameOf(60, addr), "test.", zone, 1), typeFor(addr))
 }
 
 // Grants of a block with users hold for what these send, whoever asks.

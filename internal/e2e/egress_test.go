@@ -18,11 +18,7 @@ import (
 // from a pool.
 func (w *world) given(from sender, server, name string, pool netip.Prefix) []string {
 	w.Helper()
-	qtype := dns.TypeAAAA
-	if pool.Addr().Is4() {
-		qtype = dns.TypeA
-	}
-	m, err := w.ask(from, server, name, qtype)
+	m, err := w.ask(from, server, name, typeFor(pool.Addr().String()))
 	w.must(err)
 	all := addresses(m)
 	if m.Rcode != dns.RcodeSuccess || len(all) == 0 {
@@ -39,18 +35,23 @@ func (w *world) given(from sender, server, name string, pool netip.Prefix) []str
 // The guide's two boxes: the guard asks the gateway, which alone maps and translates, and
 // sends mapped addresses down the tunnel, or the wire.
 func TestEgressGateway(t *testing.T) {
+	eachLink(t, 1, "guard: /etc/coredns/Corefile", (*egress).twoBoxes)
+}
+
+// eachLink is for n gateways and a guard with a Corefile of the guide: by wires, and by tunnels.
+func eachLink(t *testing.T, n int, corefile string, f func(*egress)) {
 	t.Parallel()
-	for _, tunnels := range []bool{false, true} {
-		t.Run(map[bool]string{false: "by a wire", true: "by WireGuard"}[tunnels], func(t *testing.T) {
+	for name, tunnels := range map[string]bool{"by wire": false, "by WireGuard": true} {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			if tunnels {
 				w.needsTunnels()
 			}
-			e := newEgress(w, 1, tunnels)
+			e := newEgress(w, n, tunnels)
 			e.startGateways()
-			e.startGuard("guard: /etc/coredns/Corefile")
-			e.twoBoxes()
+			e.startGuard(corefile)
+			f(e)
 		})
 	}
 }
@@ -222,20 +223,7 @@ func TestServerWithEgressGateway(t *testing.T) {
 // Of two gateways one is asked. When it dies the other is, within the time of forward's
 // health check, and what goes by way of the other does not notice.
 func TestOneOfTwoGatewaysDies(t *testing.T) {
-	t.Parallel()
-	for _, tunnels := range []bool{false, true} {
-		t.Run(map[bool]string{false: "by wires", true: "by WireGuard"}[tunnels], func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t)
-			if tunnels {
-				w.needsTunnels()
-			}
-			e := newEgress(w, 2, tunnels)
-			e.startGateways()
-			e.startGuard("guard: several gateways")
-			e.oneDies()
-		})
-	}
+	eachLink(t, 2, "guard: several gateways", (*egress).oneDies)
 }
 
 func (e *egress) oneDies() {

@@ -137,11 +137,7 @@ func (c *caseWorld) change() {
 			server = s.resolver4 // one may ask over either version for either
 		}
 		name := strings.Replace(nameOf(pick(c, []int{1, 1, 2, 60}), to.String()), "test.", pick(c, c.zones)+"test.", 1)
-		qtype := dns.TypeAAAA
-		if to.Is4() {
-			qtype = dns.TypeA
-		}
-		m, err := c.ask(s, server, name, qtype)
+		m, err := c.ask(s, server, name, typeFor(to.String()))
 		c.world.must(err)
 		for _, rr := range m.Answer {
 			got := to

@@ -192,12 +192,7 @@ func TestForeignChangesHaveNoEffect(t *testing.T) {
 	k.prepare(w)
 	c := w.start(corefile(guardBlock("nft-both")))
 	tr := w.traffic()
-	for _, p := range []party{w.self(), w.behind()} {
-		w.lookup(p.Host, p.resolver4, p.addr4(1), 600)
-		tr.neverOpen(p.Host)
-		tr.alwaysOpen(p.Host, p.addr4(1))
-		tr.asks(p.Host, p.resolver4, false)
-	}
+	tr.ofAll()
 	rules := w.rules()
 	for i := range 100 {
 		time.Sleep(5 * time.Millisecond)

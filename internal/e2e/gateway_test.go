@@ -172,21 +172,13 @@ func of(n, all int, text string) string {
 
 func (e *egress) gateway(n, all int, tunnels bool) *gateway {
 	e.Helper()
-	host, err := e.lab.Host(fmt.Sprintf("egress%d", n))
-	e.must(err)
+	host := e.host(fmt.Sprintf("egress%d", n))
 	g := &gateway{Host: host, n: n, state: e.TempDir()}
 	wan := fmt.Sprintf("eth%d", n)
 	e.must(e.lab.Link(host, "wan0", e.world.world, wan))
 	net4, net6, first := "198.51.100.%d/25", fmt.Sprintf("2001:db8:%d::%%d/64", 99+n), 128*(n-1)
-	for _, a := range []struct {
-		host         *netlab.Host
-		ifname, cidr string
-	}{
-		{host, "wan0", fmt.Sprintf(net4, first+10)}, {host, "wan0", fmt.Sprintf(net6, 10)},
-		{e.world.world, wan, fmt.Sprintf(net4, first+1)}, {e.world.world, wan, fmt.Sprintf(net6, 1)},
-	} {
-		e.must(a.host.Addr(a.ifname, a.cidr))
-	}
+	e.addrs(host, "wan0", fmt.Sprintf(net4, first+10), fmt.Sprintf(net6, 10))
+	e.addrs(e.world.world, wan, fmt.Sprintf(net4, first+1), fmt.Sprintf(net6, 1))
 	e.must(host.Route("0.0.0.0/0", fmt.Sprintf("198.51.100.%d", first+1)))
 	e.must(host.Route("::/0", fmt.Sprintf("2001:db8:%d::1", 99+n)))
 	e.shell(host, of(n, all, e.guide("egress: addresses and forwarding")))

@@ -104,18 +104,13 @@ const (
 
 func (w *world) far() *netlab.Host {
 	w.Helper()
-	far, err := w.lab.Host("far")
-	w.must(err)
+	far := w.host("far")
 	w.must(w.lab.Link(far, "eth0", w.world, "far0"))
 	w.must(w.world.Forward())
 	w.must(w.world.Sysctl("net/ipv4/icmp_ratelimit", "0"))
 	w.must(w.world.Sysctl("net/ipv6/icmp/ratelimit", "0"))
-	for _, a := range []struct {
-		host         *netlab.Host
-		ifname, cidr string
-	}{{w.world, "far0", "203.0.113.1/24"}, {w.world, "far0", "2001:db8:77::1/64"}, {far, "eth0", far4 + "/24"}, {far, "eth0", far6 + "/64"}} {
-		w.must(a.host.Addr(a.ifname, a.cidr))
-	}
+	w.addrs(w.world, "far0", "203.0.113.1/24", "2001:db8:77::1/64")
+	w.addrs(far, "eth0", far4+"/24", far6+"/64")
 	w.shell(w.world, fmt.Sprintf("ip link set far0 mtu %d", farMTU))
 	// It asks for larger segments than can come, as who knows nothing of a tunnel in between.
 	w.shell(far, fmt.Sprintf("ip link set eth0 mtu %d; ip route add default via 203.0.113.1 advmss 1460; ip -6 route add default via 2001:db8:77::1 advmss 1440", farMTU))

@@ -7,8 +7,6 @@ import (
 	"strconv"
 	"sync"
 	"testing"
-
-	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
 
 // secondUplink is another link between the guard and the world, wan7 here and eth7 there.
@@ -16,15 +14,8 @@ import (
 func (w *world) secondUplink() {
 	w.Helper()
 	w.must(w.lab.Link(w.guard, "wan7", w.world, "eth7"))
-	for _, a := range []struct {
-		host         *netlab.Host
-		ifname, cidr string
-	}{
-		{w.guard, "wan7", "198.51.100.7/24"}, {w.guard, "wan7", "2001:db8:100::7/64"},
-		{w.world, "eth7", "198.51.100.1/24"}, {w.world, "eth7", "2001:db8:100::1/64"},
-	} {
-		w.must(a.host.Addr(a.ifname, a.cidr))
-	}
+	w.addrs(w.guard, "wan7", "198.51.100.7/24", "2001:db8:100::7/64")
+	w.addrs(w.world, "eth7", "198.51.100.1/24", "2001:db8:100::1/64")
 }
 
 // What leads to the second uplink, and no more when $1 is del.

@@ -17,12 +17,7 @@ func TestFlushIsWithstood(t *testing.T) {
 	kernels[0].prepare(w)
 	c := w.start(corefile(guardBlock("nft-both")))
 	tr := w.traffic()
-	for _, p := range []party{w.self(), w.behind()} {
-		w.lookup(p.Host, p.resolver4, p.addr4(1), 600)
-		tr.neverOpen(p.Host)
-		tr.alwaysOpen(p.Host, p.addr4(1))
-		tr.asks(p.Host, p.resolver4, false)
-	}
+	tr.ofAll()
 	const rounds = 3
 	for n := range rounds {
 		w.nftables(func(conn *nftables.Conn) error {

@@ -157,6 +157,17 @@ func (t *traffic) alwaysOpen(from sender, addr string) {
 	})
 }
 
+// ofAll is all that the guard's machine and its clients can do.
+func (t *traffic) ofAll() {
+	t.Helper()
+	for _, p := range []party{t.self(), t.behind()} {
+		t.lookup(p.Host, p.resolver4, p.addr4(1), 600)
+		t.neverOpen(p.Host)
+		t.alwaysOpen(p.Host, p.addr4(1))
+		t.asks(p.Host, p.resolver4, false)
+	}
+}
+
 // flood sends UDP packets to an address that is open, as fast as it goes, each of
 // them the first of a connection to the kernel, since nobody answers. What the
 // guard refuses is told to the sender, on the guard itself. None may be refused.

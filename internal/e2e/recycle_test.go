@@ -14,7 +14,6 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/backend/backendtest"
 	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
-	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 	"github.com/destination-guard/coredns-ip-destination-guard/nft"
 	"github.com/destination-guard/coredns-ip-destination-guard/route"
 )
@@ -50,24 +49,17 @@ func (m meddler) Unmap(ctx context.Context, mapped []netip.Addr) error {
 
 func newRecycling(t *testing.T, pool string, linger time.Duration) *recycling {
 	t.Helper()
-	lab, err := netlab.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &recycling{world: &world{T: t, lab: lab}}
-	t.Cleanup(func() { r.must(lab.Close()) })
-	r.client, err = lab.Host("client")
+	r := &recycling{world: emptyWorld(t)}
+	var err error
+	r.guard, err = r.lab.Here()
 	r.must(err)
-	r.guard, err = lab.Here()
-	r.must(err)
-	r.world.world, err = lab.Host("world")
-	r.must(err)
-	r.must(lab.Link(r.client, "eth0", r.guard, "lan0"))
-	r.must(lab.Link(r.guard, "wan0", r.world.world, "eth0"))
-	r.must(r.client.Addr("eth0", client4+"/24"))
-	r.must(r.guard.Addr("lan0", gateway4+"/24"))
-	r.must(r.guard.Addr("wan0", guard4+"/24"))
-	r.must(r.world.world.Addr("eth0", resolver4+"/24"))
+	r.client, r.world.world = r.host("client"), r.host("world")
+	r.must(r.lab.Link(r.client, "eth0", r.guard, "lan0"))
+	r.must(r.lab.Link(r.guard, "wan0", r.world.world, "eth0"))
+	r.addrs(r.client, "eth0", client4+"/24")
+	r.addrs(r.guard, "lan0", gateway4+"/24")
+	r.addrs(r.guard, "wan0", guard4+"/24")
+	r.addrs(r.world.world, "eth0", resolver4+"/24")
 	r.must(r.client.Route("0.0.0.0/0", gateway4))
 	r.must(r.guard.Route("198.18.0.0/15", resolver4))
 	r.must(r.guard.Forward())

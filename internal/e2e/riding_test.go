@@ -67,21 +67,17 @@ func (r *ride) frame(from station, hw net.HardwareAddr) []byte {
 // guard.
 func (w *world) wires() (victim, thief station) {
 	w.Helper()
-	hub, err := w.lab.Host("switch")
-	w.must(err)
+	hub := w.host("switch")
 	w.must(w.lab.Link(hub, "up", w.guard, "lan2"))
-	w.must(w.guard.Addr("lan2", "192.168.53.1/24"))
-	w.must(w.guard.Addr("lan2", "fd53::1/64"))
+	w.addrs(w.guard, "lan2", "192.168.53.1/24", "fd53::1/64")
 	w.must(w.world.Route("192.168.53.0/24", guard4))
 	w.must(w.world.Route("fd53::/64", guard6))
 	for i, s := range []*station{&victim, &thief} {
 		name := []string{"victim", "thief"}[i]
 		*s = station{ifname: "eth0", ipv4: fmt.Sprintf("192.168.53.%d", 2+i), ipv6: fmt.Sprintf("fd53::%d", 2+i)}
-		s.Host, err = w.lab.Host(name)
-		w.must(err)
+		s.Host = w.host(name)
 		w.must(w.lab.Link(s.Host, s.ifname, hub, name))
-		w.must(s.Addr(s.ifname, s.ipv4+"/24"))
-		w.must(s.Addr(s.ifname, s.ipv6+"/64"))
+		w.addrs(s.Host, s.ifname, s.ipv4+"/24", s.ipv6+"/64")
 		w.must(s.Route("0.0.0.0/0", "192.168.53.1"))
 		w.must(s.Route("::/0", "fd53::1"))
 		s.hw = w.mac(s.Host, s.ifname)

@@ -37,8 +37,7 @@ var twoRoutes = []string{
 func (w *world) addEgress() {
 	w.Helper()
 	for _, pair := range [][]string{egressOne, egressTwo} {
-		w.must(w.guard.Addr("wan0", pair[0]+"/24"))
-		w.must(w.guard.Addr("wan0", pair[1]+"/64"))
+		w.addrs(w.guard, "wan0", pair[0]+"/24", pair[1]+"/64")
 	}
 }
 
@@ -154,7 +153,7 @@ func TestRoutedNames(t *testing.T) {
 		}
 		for _, p := range free { // what they send is not translated
 			for _, real := range []string{p.addr4(1), p.addr6(1)} {
-				answer, err := w.ask(p.Host, p.resolver(real), inZone("one", 60, real), map[bool]uint16{true: dns.TypeA, false: dns.TypeAAAA}[is4(real)])
+				answer, err := w.ask(p.Host, p.resolver(real), inZone("one", 60, real), typeFor(real))
 				w.must(err)
 				if len(answer.Answer) != 1 || !strings.HasSuffix(answer.Answer[0].String(), "\t"+real) {
 					t.Errorf("%s, who is not guarded, is told\n%v", p.Name(), answer)

@@ -25,24 +25,13 @@ const (
 
 func (w *world) moreClients() (neighbour, routed *netlab.Host) {
 	w.Helper()
-	for name, h := range map[string]**netlab.Host{"neighbour": &neighbour, "routed": &routed} {
-		var err error
-		*h, err = w.lab.Host(name)
-		w.must(err)
-	}
+	neighbour, routed = w.host("neighbour"), w.host("routed")
 	w.must(w.lab.Link(neighbour, "eth0", w.guard, "lan1"))
 	w.must(w.lab.Link(routed, "eth0", neighbour, "lan0"))
-	for _, a := range []struct {
-		host         *netlab.Host
-		ifname, cidr string
-	}{
-		{w.guard, "lan1", neighbourGateway4 + "/24"}, {w.guard, "lan1", neighbourGateway6 + "/64"},
-		{neighbour, "eth0", neighbour4 + "/24"}, {neighbour, "eth0", neighbour6 + "/64"},
-		{neighbour, "lan0", "192.168.52.1/24"}, {neighbour, "lan0", "fd52::1/64"},
-		{routed, "eth0", routed4 + "/24"}, {routed, "eth0", routed6 + "/64"},
-	} {
-		w.must(a.host.Addr(a.ifname, a.cidr))
-	}
+	w.addrs(w.guard, "lan1", neighbourGateway4+"/24", neighbourGateway6+"/64")
+	w.addrs(neighbour, "eth0", neighbour4+"/24", neighbour6+"/64")
+	w.addrs(neighbour, "lan0", "192.168.52.1/24", "fd52::1/64")
+	w.addrs(routed, "eth0", routed4+"/24", routed6+"/64")
 	w.must(neighbour.Forward())
 	for _, r := range []struct {
 		host      *netlab.Host

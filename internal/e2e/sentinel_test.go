@@ -36,26 +36,12 @@ const (
 
 func newOffice(t *testing.T) *office {
 	t.Helper()
-	lab, err := netlab.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := lab.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	o := &office{world: &world{T: t, lab: lab}, files: t.TempDir()}
-	o.guard, err = lab.Host("guard")
-	o.must(err)
-	o.world.world, err = lab.Host("world")
-	o.must(err)
-	outside := o.world.world
-	o.must(lab.Link(o.guard, "wan0", outside, "eth0"))
-	o.must(o.guard.Addr("wan0", "192.0.2.1/24"))
-	o.must(o.guard.Addr("wan0", "2001:db8::1/64"))
-	o.must(outside.Addr("eth0", "192.0.2.2/24"))
-	o.must(outside.Addr("eth0", "2001:db8::2/64"))
+	o := &office{world: emptyWorld(t), files: t.TempDir()}
+	outside := o.host("world")
+	o.guard, o.world.world = o.host("guard"), outside
+	o.must(o.lab.Link(o.guard, "wan0", outside, "eth0"))
+	o.addrs(o.guard, "wan0", "192.0.2.1/24", "2001:db8::1/64")
+	o.addrs(outside, "eth0", "192.0.2.2/24", "2001:db8::2/64")
 	o.must(o.guard.Route("0.0.0.0/0", "192.0.2.2"))
 	o.must(o.guard.Route("::/0", "2001:db8::2"))
 	o.must(outside.Local("198.18.0.0/15"))

@@ -57,7 +57,8 @@ const (
 	echoPort             = 7
 )
 
-func newWorld(t *testing.T) *world {
+// emptyWorld is one without hosts.
+func emptyWorld(t *testing.T) *world {
 	t.Helper()
 	lab, err := netlab.New()
 	if err != nil {
@@ -68,27 +69,35 @@ func newWorld(t *testing.T) *world {
 			t.Error(err)
 		}
 	})
-	w := &world{T: t, lab: lab}
-	for _, h := range []struct {
-		host *(*netlab.Host)
-		name string
-	}{{&w.client, "client"}, {&w.guard, "guard"}, {&w.world, "world"}} {
-		*h.host, err = lab.Host(h.name)
-		w.must(err)
+	return &world{T: t, lab: lab}
+}
+
+// host adds one.
+func (w *world) host(name string) *netlab.Host {
+	w.Helper()
+	h, err := w.lab.Host(name)
+	w.must(err)
+	return h
+}
+
+// addrs gives an interface of a host its addresses.
+func (w *world) addrs(h *netlab.Host, ifname string, cidrs ...string) {
+	w.Helper()
+	for _, cidr := range cidrs {
+		w.must(h.Addr(ifname, cidr))
 	}
-	w.must(lab.Link(w.client, "eth0", w.guard, "lan0"))
-	w.must(lab.Link(w.guard, "wan0", w.world, "eth0"))
-	for _, a := range []struct {
-		host         *netlab.Host
-		ifname, cidr string
-	}{
-		{w.client, "eth0", "192.168.50.2/24"}, {w.client, "eth0", "fd50::2/64"},
-		{w.guard, "lan0", gateway4 + "/24"}, {w.guard, "lan0", gateway6 + "/64"},
-		{w.guard, "wan0", "192.0.2.1/24"}, {w.guard, "wan0", "2001:db8::1/64"},
-		{w.world, "eth0", resolver4 + "/24"}, {w.world, "eth0", resolver6 + "/64"},
-	} {
-		w.must(a.host.Addr(a.ifname, a.cidr))
-	}
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := emptyWorld(t)
+	w.client, w.guard, w.world = w.host("client"), w.host("guard"), w.host("world")
+	w.must(w.lab.Link(w.client, "eth0", w.guard, "lan0"))
+	w.must(w.lab.Link(w.guard, "wan0", w.world, "eth0"))
+	w.addrs(w.client, "eth0", "192.168.50.2/24", "fd50::2/64")
+	w.addrs(w.guard, "lan0", gateway4+"/24", gateway6+"/64")
+	w.addrs(w.guard, "wan0", "192.0.2.1/24", "2001:db8::1/64")
+	w.addrs(w.world, "eth0", resolver4+"/24", resolver6+"/64")
 	w.must(w.guard.Forward())
 	// Or a client would be told of its first six refusals, then of one a second.
 	w.must(w.guard.Sysctl("net/ipv4/icmp_ratelimit", "0"))
@@ -319,11 +328,7 @@ func (w *world) lookup(from sender, server, addr string, ttl int) {
 
 // resolve is lookup for other goroutines than the test's.
 func (w *world) resolve(from sender, server, addr string, ttl int) error {
-	qtype := dns.TypeAAAA
-	if netip.MustParseAddr(addr).Is4() {
-		qtype = dns.TypeA
-	}
-	m, err := w.ask(from, server, nameOf(ttl, addr), qtype)
+	m, err := w.ask(from, server, nameOf(ttl, addr), typeFor(addr))
 	if err == nil && (m.Rcode != dns.RcodeSuccess || len(m.Answer) == 0) {
 		err = fmt.Errorf("no address: %v", m)
 	}
