@@ -10,7 +10,8 @@ FUZZTIME ?= 30s
 TESTFLAGS ?=
 STATICCHECK ?= honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-LDFLAGS = -s -w $(if $(VERSION),-X main.version=$(VERSION))
+# guardctl's, and the plugin's.
+LDFLAGS = -s -w $(if $(VERSION),-X main.version=$(VERSION) -X github.com/destination-guard/coredns-ip-destination-guard.release=$(VERSION))
 # The race detector is written in C.
 CC_FOUND = $(shell command -v $(firstword $(shell $(GO) env CC)) 2>/dev/null)
 

@@ -28,7 +28,7 @@ func (a *administration) Status(ctx context.Context) (admin.Status, error) {
 	g := a.guard
 	s := g.settings.Load()
 	status := admin.Status{
-		Version: version(), Started: a.started, Now: g.now(), Mode: s.mode, Table: s.table, Scope: s.scopeText(),
+		Version: versions(), Started: a.started, Now: g.now(), Mode: s.mode, Table: s.table, Scope: s.scopeText(),
 		Enforcing: g.enforcing.Load(), Disarmed: g.removed.Load(), Hooks: []admin.Hook{}, Remembered: g.history.Len(),
 		Grants: admin.Changes{
 			IPv4: int(gauge(grantsIPv4)), IPv6: int(gauge(grantsIPv6)),

@@ -1,10 +1,6 @@
 package ipdestinationguard
 
 import (
-	"runtime/debug"
-
-	"github.com/coredns/caddy"
-
 	"github.com/destination-guard/coredns-ip-destination-guard/admin"
 )
 
@@ -50,20 +46,4 @@ func (g *guard) serveAdminOr(s *settings) error {
 		return nil
 	}
 	return err
-}
-
-// ourModule is this plugin's.
-const ourModule = "github.com/destination-guard/coredns-ip-destination-guard"
-
-// version is that of CoreDNS and of the plugin in it.
-func version() string {
-	ours := "(devel)"
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, m := range append(info.Deps, &info.Main) {
-			if m.Path == ourModule && m.Version != "" {
-				ours = m.Version
-			}
-		}
-	}
-	return "CoreDNS " + caddy.AppVersion + ", " + name + " " + ours
 }

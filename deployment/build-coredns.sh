@@ -57,5 +57,5 @@ fi
 echo "building $output"
 go generate coredns.go
 CGO_ENABLED=0 go build -trimpath -buildvcs=false -tags grpcnotrace \
-    -ldflags "-s -w -X $coredns/coremain.GitCommit=ipdestinationguard-$version" -o "$output" .
+    -ldflags "-s -w -X $coredns/coremain.GitCommit=ipdestinationguard-$version -X $module.release=$version" -o "$output" .
 "$output" -version

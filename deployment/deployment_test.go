@@ -43,6 +43,19 @@ func TestBuildScriptBuildsTheCoreDNSOfGoMod(t *testing.T) {
 	}
 }
 
+// Both name the variable by its package: the linker passes over what is not there. (That it is
+// there, internal/e2e sees.)
+func TestBuildsAreToldTheirVersion(t *testing.T) {
+	for file, want := range map[string]string{
+		"../Makefile":      " -X github.com/destination-guard/coredns-ip-destination-guard.release=$(VERSION)",
+		"build-coredns.sh": " -X $module.release=$version",
+	} {
+		if !strings.Contains(read(t, file), want) {
+			t.Errorf("%s has no%s", file, want)
+		}
+	}
+}
+
 func TestBootRulesets(t *testing.T) {
 	nft := "nft"
 	if _, err := exec.LookPath(nft); err != nil {

@@ -183,7 +183,7 @@ func (d *doctor) guard() {
 		}
 	}
 	if s.Results.Failed > 0 {
-		d.say(warning, "the log says why each time; dig NAME shows it to who asks", "%d answers were withheld", s.Results.Failed)
+		d.say(warning, "the log says why each time; dig NAME shows it to who asks", "withheld: %s", number(s.Results.Failed, "answer"))
 	}
 }
 

@@ -122,9 +122,9 @@ func (g *guardctl) revoke(cmd *cobra.Command, r admin.RevokeRequest) error {
 		return err
 	}
 	return g.show(n, func(w io.Writer) {
-		fmt.Fprintf(w, "%d grants ended", n.Grants)
+		fmt.Fprintf(w, "%s ended", number(n.Grants, "grant"))
 		if r.Cut {
-			fmt.Fprintf(w, ", %d connections cut", n.Connections)
+			fmt.Fprintf(w, ", %s cut", number(n.Connections, "connection"))
 		}
 		fmt.Fprintln(w)
 	})

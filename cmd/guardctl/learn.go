@@ -129,7 +129,7 @@ func enter(uses *[]use, d admin.Denied) {
 }
 
 func (u *use) String() string {
-	return plain(fmt.Sprintf("%s, by %s, %d packets", strings.Join(u.To, " "), strings.Join(u.By, " "), u.Packets))
+	return plain(fmt.Sprintf("%s, by %s, %s", strings.Join(u.To, " "), strings.Join(u.By, " "), number(u.Packets, "packet")))
 }
 
 // write makes the block. What stands behind # is for people.
@@ -168,7 +168,7 @@ func (l *learned) write(w io.Writer, anyName bool) {
 		}
 	}
 	if len(l.LeftOut) > 0 && !anyName {
-		fmt.Fprintf(w, "    # %d names with unusual characters are left out: guardctl learn --json has them.\n", len(l.LeftOut))
+		fmt.Fprintf(w, "    # Left out: %s with unusual characters. guardctl learn --json has them.\n", number(len(l.LeftOut), "name"))
 	}
 	if l.More {
 		fmt.Fprintf(w, "    # There was more than could be told.\n")

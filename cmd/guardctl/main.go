@@ -29,7 +29,7 @@ const (
 )
 
 // version is set by the linker (see Makefile).
-var version = "(devel)"
+var version = "unversioned"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -97,7 +97,7 @@ was denied and why, with plots. It needs nothing from anywhere else, and runs no
 				return err
 			}
 			return g.show(r, func(w io.Writer) {
-				fmt.Fprintf(w, "%s: %d names, %d denied flows\n", file, len(r.Reached), len(r.Denied))
+				fmt.Fprintf(w, "%s: %s, %s\n", file, number(len(r.Reached), "name"), number(len(r.Denied), "denied flow"))
 			})
 		}),
 	}

@@ -55,7 +55,7 @@ func writeStatus(w io.Writer, s admin.Status) {
 	if s.Hold.Count > 0 {
 		fmt.Fprintf(w, "held for: half up to %v, 99 of 100 up to %v\n", quantile(s.Hold, admin.Hold{}, 0.5), quantile(s.Hold, admin.Hold{}, 0.99))
 	}
-	fmt.Fprintf(w, "remembered: %d answers\n", s.Remembered)
+	fmt.Fprintf(w, "remembered: %s\n", number(s.Remembered, "answer"))
 	fmt.Fprintf(w, "%s, running for %v\n", plain(s.Version), s.Now.Sub(s.Started).Round(time.Second))
 }
 

@@ -42,7 +42,15 @@ func ago(now, at time.Time) string { return why.Round(now.Sub(at)).String() + " 
 
 // counted is a number of packets, and their bytes.
 func counted(packets, bytes uint64) string {
-	return fmt.Sprintf("%d packets, %s", packets, size(bytes))
+	return number(packets, "packet") + ", " + size(bytes)
+}
+
+// number is so many of what a word says, "1 packet" or "2 packets".
+func number[N int | uint64](n N, word string) string {
+	if n != 1 {
+		word += "s"
+	}
+	return fmt.Sprint(n, " ", word)
 }
 
 func size(bytes uint64) string {

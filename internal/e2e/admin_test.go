@@ -153,6 +153,9 @@ func TestGuardctlExitCodes(t *testing.T) {
 	} {
 		w.ctl(path, tt.code, tt.args...)
 	}
+	if out := w.ctl(path, exitOK, "status"); !strings.Contains(out, "ipdestinationguard "+release+", ") {
+		t.Errorf("status does not say which version it is:\n%s", out)
+	}
 	for _, args := range [][]string{{"status"}, {"grants"}, {"explain", open, "--user", "root"}, {"denied"}, {"flush"}, {"enforce"}} {
 		var v map[string]any
 		if out := w.ctl(path, exitOK, append(args, "--json")...); json.Unmarshal([]byte(out), &v) != nil {

@@ -30,6 +30,12 @@ var (
 	})
 )
 
+// release is what the binaries say that they are, as those of make do.
+const (
+	release   = "v0.1.2-tested"
+	releaseOf = "github.com/destination-guard/coredns-ip-destination-guard.release"
+)
+
 // built builds a command of the project, once.
 func built(file, command, tags string, env ...string) func() (string, error) {
 	return sync.OnceValues(func() (string, error) {
@@ -38,7 +44,7 @@ func built(file, command, tags string, env ...string) func() (string, error) {
 			return "", err
 		}
 		path := filepath.Join(dir, file)
-		cmd := exec.Command("go", slices.Concat([]string{"build", "-tags", tags, "-o", path}, buildFlags, []string{"../../cmd/" + command})...)
+		cmd := exec.Command("go", slices.Concat([]string{"build", "-tags", tags, "-ldflags", "-X " + releaseOf + "=" + release, "-o", path}, buildFlags, []string{"../../cmd/" + command})...)
 		cmd.Env = append(os.Environ(), env...)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return "", fmt.Errorf("%w: %s", err, out)

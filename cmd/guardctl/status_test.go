@@ -1,0 +1,24 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/admin"
+)
+
+func TestStatusCounts(t *testing.T) {
+	for n, want := range map[uint64][]string{
+		0: {"refused 0 packets, 0 B\n", "remembered: 0 answers\n"},
+		1: {"refused 1 packet, 60 B\n", "remembered: 1 answer\n"},
+		2: {"refused 2 packets, 120 B\n", "remembered: 2 answers\n"},
+	} {
+		var out strings.Builder
+		writeStatus(&out, admin.Status{Enforcing: true, Remembered: int(n), Hooks: []admin.Hook{{Name: "output", State: admin.Enforced, Refused: admin.Count{Packets: n, Bytes: 60 * n}}}})
+		for _, text := range want {
+			if !strings.Contains(out.String(), text) {
+				t.Errorf("no %q in\n%s", text, &out)
+			}
+		}
+	}
+}
