@@ -189,6 +189,22 @@ func TestExplainQueries(t *testing.T) {
 	}
 }
 
+// Of a name that nobody has asked for it is said that this comes first, or that it would be in vain.
+func TestExplainUnaskedNames(t *testing.T) {
+	r := newRig(t, "ipdestinationguard nft-both {\n names **.test\n except **.ads.test\n}")
+	const unknown = "no answer for %s has come by here, or none that is remembered: "
+	for name, want := range map[string]string{
+		"New.test":    "it has to be asked for first",
+		"x.ads.test":  "and one would open nothing",
+		"new.example": "and one would open nothing",
+	} {
+		e, err := r.administration().Explain(t.Context(), admin.ExplainQuery{Name: name})
+		if want = fmt.Sprintf(unknown, strings.ToLower(name)) + want; err != nil || !strings.HasPrefix(e.Text, want) {
+			t.Errorf("%s: %v, %q, want %q", name, err, e.Text, want)
+		}
+	}
+}
+
 // After it nothing is guarded, answers pass, and a reload changes nothing of that.
 func TestDisarm(t *testing.T) {
 	c := newCoreDNS(t)

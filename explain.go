@@ -39,7 +39,7 @@ func (a *administration) Explain(_ context.Context, q admin.ExplainQuery) (e adm
 	addrs := []netip.Addr{q.Address}
 	if q.Name != "" {
 		if addrs = a.addressesOf(q.Name); len(addrs) == 0 {
-			e.Addresses, e.Text = []admin.Explained{}, fmt.Sprintf("no answer for %s has come by here, or none that is remembered", why.Plain(canonical(q.Name)))
+			e.Addresses, e.Text = []admin.Explained{}, a.unasked(canonical(q.Name))
 			return e, nil
 		}
 	}
@@ -60,6 +60,17 @@ func (a *administration) Explain(_ context.Context, q admin.ExplainQuery) (e adm
 		e.Addresses = append(e.Addresses, x)
 	}
 	return e, nil
+}
+
+// unasked says what there is to say of a name whose answers are not known.
+func (a *administration) unasked(name string) string {
+	text := fmt.Sprintf("no answer for %s has come by here, or none that is remembered: ", why.Plain(name))
+	for _, p := range a.guard.settings.Load().found.policies {
+		if p.opens(name) {
+			return text + "it has to be asked for first, here; then its addresses are open, and can be explained"
+		}
+	}
+	return text + "and one would open nothing, since names and except in the Corefile leave it out"
 }
 
 // maxExplained bounds the addresses of one name.
