@@ -9,6 +9,7 @@ import (
 
 	"go4.org/netipx"
 
+	"github.com/destination-guard/coredns-ip-destination-guard/admin"
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
 )
@@ -53,6 +54,8 @@ type found struct {
 	policies []*policy      // the same, in order
 	pools    []netip.Prefix // of these, each once
 	book     string         // the name of all their books
+
+	directives []admin.Directive // as they stand in the Corefile
 
 	nameservers *nameservers // nil unless upstreamSentinel
 }

@@ -214,7 +214,7 @@ func (gen *generation) check() (err error) {
 // find fills in what the directive itself does not say.
 func (gen *generation) find() (err error) {
 	s := gen.settings
-	s.found.classes, s.found.policies = gen.classes, gen.policies
+	s.found.classes, s.found.policies, s.found.directives = gen.classes, gen.policies, directives(gen.corefile())
 	if s.local() {
 		to := destinations(gen.corefile())
 		s.found.upstream = s.upstream(to)

@@ -40,6 +40,9 @@ func (p *parrot) Answers(_ context.Context, q AnswersQuery) (Answers, error) {
 func (p *parrot) Denied(_ context.Context, q DeniedQuery) (DeniedList, error) {
 	return DeniedList{More: true}, p.hear(q)
 }
+func (p *parrot) Directives(context.Context) (Directives, error) {
+	return Directives{[]Directive{{"Corefile:3", []string{"ipdestinationguard nft-both"}}}}, p.hear("directives")
+}
 func (p *parrot) Revoke(_ context.Context, r RevokeRequest) (Revoked, error) {
 	return Revoked{Grants: 7}, p.hear(r)
 }
@@ -102,6 +105,7 @@ func TestCalls(t *testing.T) {
 		"explain":            call(c.Explain, ExplainQuery{Name: "www.example.com", Protocol: "udp", Port: 1, Client: netip.MustParseAddr("fd00::1"), Interface: "lan0", User: "root", Unit: "a.service"}),
 		"explain an address": call(c.Explain, ExplainQuery{Address: netip.MustParseAddr("192.0.2.1")}),
 		"answers":            call(c.Answers, AnswersQuery{Name: "x", Address: netip.MustParseAddr("192.0.2.1"), Since: at}),
+		"directives":         bare("directives", c.Directives),
 		"denied":             call(c.Denied, DeniedQuery{Since: at}),
 		"revoke":             call(c.Revoke, RevokeRequest{GrantsQuery: GrantsQuery{Name: "x", Address: netip.MustParsePrefix("192.0.2.1/32")}, Cut: true}),
 		"flush":              call(c.Revoke, RevokeRequest{All: true}),

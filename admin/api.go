@@ -29,6 +29,7 @@ type Guard interface {
 	Explain(context.Context, ExplainQuery) (Explanation, error)
 	Answers(context.Context, AnswersQuery) (Answers, error)
 	Denied(context.Context, DeniedQuery) (DeniedList, error)
+	Directives(context.Context) (Directives, error)
 
 	// Follow hands over each flow that is denied, when it begins and then at most once a
 	// minute, until ctx ends or each fails.
@@ -126,6 +127,17 @@ type Hold struct {
 type Bucket struct {
 	Below float64 `json:"below"` // seconds
 	Count uint64  `json:"count"`
+}
+
+// Directives are those of the Corefile that is in force: one for each server block that has any.
+type Directives struct {
+	Directives []Directive `json:"directives"`
+}
+
+// Directive is one, as CoreDNS has read it: without comments, and with what is imported.
+type Directive struct {
+	Place string   `json:"place"` // file:line
+	Lines []string `json:"lines"` // from its name to its last bracket, indented
 }
 
 // GrantsQuery says which grants are wanted: those that match all that is given.

@@ -133,6 +133,11 @@ func (c *Client) Grants(ctx context.Context, q GrantsQuery) (g Grants, err error
 	return g, c.call(ctx, http.MethodGet, "/grants", url.Values(v), nil, &g)
 }
 
+// Directives implements [Guard].
+func (c *Client) Directives(ctx context.Context) (d Directives, err error) {
+	return d, c.call(ctx, http.MethodGet, "/directives", nil, nil, &d)
+}
+
 // Explain implements [Guard].
 func (c *Client) Explain(ctx context.Context, q ExplainQuery) (e Explanation, err error) {
 	v := values{}

@@ -107,6 +107,7 @@ func (s *Server) handler() http.Handler {
 		}
 		return s.guard.Denied(ctx, DeniedQuery{Since: since})
 	})
+	get(mux, "/directives", func(ctx context.Context, _ url.Values) (any, error) { return s.guard.Directives(ctx) })
 	mux.Handle("GET "+Version+"/denied/follow", s.follow())
 	post(mux, "/revoke", s.guard.Revoke)
 	post(mux, "/audit", s.guard.SetAudit)

@@ -17,14 +17,15 @@ import (
 
 // learned is what a Corefile would have to say so that all that was seen passes.
 type learned struct {
-	Mode    string   `json:"mode"`
-	Names   []string `json:"names"`    // that were asked for
-	LeftOut []string `json:"left_out"` // names that a Corefile cannot be trusted with
-	Local   []use    `json:"local"`    // of addresses without a name, by this machine
-	Gateway []use    `json:"gateway"`  // and by its clients
-	Private []use    `json:"private"`  // of addresses that were taken out of a name's answers
-	Other   []use    `json:"other"`    // that no line can help
-	More    bool     `json:"more"`     // there was more than is told
+	Mode    string            `json:"mode"`
+	Blocks  []admin.Directive `json:"blocks"`   // that there are
+	Names   []string          `json:"names"`    // that were asked for
+	LeftOut []string          `json:"left_out"` // names that a Corefile cannot be trusted with
+	Local   []use             `json:"local"`    // of addresses without a name, by this machine
+	Gateway []use             `json:"gateway"`  // and by its clients
+	Private []use             `json:"private"`  // of addresses that were taken out of a name's answers
+	Other   []use             `json:"other"`    // that no line can help
+	More    bool              `json:"more"`     // there was more than is told
 }
 
 // use is of an address.
@@ -43,8 +44,9 @@ func (g *guardctl) learnCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "learn",
 		Short: "From what was seen in audit, a block for the Corefile",
-		Long: `Write a block for the Corefile that lets pass what was seen lately: the names that were asked for, the
-addresses that were used without any, and those that a name's answers were not allowed to have. Let
+		Long: `Write a block for the Corefile, in place of the one that is there: it has the lines of that one, and lets
+pass what was seen lately: the names that were asked for, unless it has names, the addresses that were
+used without any, and those that a name's answers were not allowed to have. Let
 the guard run in audit until everything has been used, then look at each line before you take it:
 what an intruder has used is in there as well.`,
 		Args: cobra.NoArgs,
@@ -65,7 +67,11 @@ what an intruder has used is in there as well.`,
 			if err != nil {
 				return err
 			}
-			l := learn(s.Mode, answers, denied)
+			running, err := g.ask().Directives(cmd.Context())
+			if err != nil {
+				return err
+			}
+			l := learn(s.Mode, running, answers, denied)
 			return g.show(l, func(w io.Writer) { l.write(w, anyName) })
 		}),
 	}
@@ -74,8 +80,8 @@ what an intruder has used is in there as well.`,
 	return cmd
 }
 
-func learn(mode string, answers admin.Answers, denied admin.DeniedList) *learned {
-	l := &learned{Mode: mode, More: answers.More || denied.More, Names: []string{}, LeftOut: []string{}, Local: []use{}, Gateway: []use{}, Private: []use{}, Other: []use{}}
+func learn(mode string, running admin.Directives, answers admin.Answers, denied admin.DeniedList) *learned {
+	l := &learned{Mode: mode, Blocks: running.Directives, More: answers.More || denied.More, Names: []string{}, LeftOut: []string{}, Local: []use{}, Gateway: []use{}, Private: []use{}, Other: []use{}}
 	names := map[string]bool{}
 	for _, a := range answers.Answers {
 		names[a.Name] = true
@@ -134,8 +140,8 @@ func (u *use) String() string {
 
 // write makes the block. What stands behind # is for people.
 func (l *learned) write(w io.Writer, anyName bool) {
-	fmt.Fprintf(w, "ipdestinationguard {\n    mode %s\n", plain(l.Mode))
-	if len(l.Names) > 0 && !anyName {
+	has := l.begin(w)
+	if len(l.Names) > 0 && !anyName && !slices.ContainsFunc(has, func(line string) bool { return strings.HasPrefix(line, "names ") }) {
 		fmt.Fprintf(w, "    # Names that were asked for. Answers for others open nothing; without these lines, any do.\n")
 		for _, name := range l.Names {
 			fmt.Fprintf(w, "    names %s\n", name)
@@ -149,16 +155,18 @@ func (l *learned) write(w io.Writer, anyName bool) {
 		{"allowedGatewayIPs", "Used by clients, and no answer had them.", l.Gateway},
 		{"private", "Taken out of answers, and used. Let only names have them that are yours.", l.Private},
 	} {
-		if len(p.uses) == 0 {
-			continue
-		}
-		fmt.Fprintf(w, "    # %s\n", p.comment)
+		var lines []string
 		for _, u := range p.uses {
-			name := ""
+			line := p.option + " " + u.Address.String()
 			if p.option == "private" {
-				name = u.Name + " "
+				line = p.option + " " + u.Name + " " + u.Address.String()
 			}
-			fmt.Fprintf(w, "    %s %s%v # %v\n", p.option, name, u.Address, &u)
+			if !slices.Contains(has, line) {
+				lines = append(lines, fmt.Sprintf("    %s # %v\n", line, &u))
+			}
+		}
+		if len(lines) > 0 {
+			fmt.Fprintf(w, "    # %s\n%s", p.comment, strings.Join(lines, ""))
 		}
 	}
 	if len(l.Other) > 0 {
@@ -174,6 +182,29 @@ func (l *learned) write(w io.Writer, anyName bool) {
 		fmt.Fprintf(w, "    # There was more than could be told.\n")
 	}
 	fmt.Fprintln(w, "}")
+}
+
+// begin writes the block that there is, but for its end, and returns the lines in it.
+func (l *learned) begin(w io.Writer) (lines []string) {
+	if len(l.Blocks) == 0 {
+		fmt.Fprintf(w, "ipdestinationguard {\n    mode %s\n", plain(l.Mode))
+		return nil
+	}
+	first := l.Blocks[0]
+	if n := len(l.Blocks); n > 1 {
+		fmt.Fprintf(w, "# The Corefile has %d of these blocks. This is the one of %s; what is added to it was seen by any.\n", n, plain(first.Place))
+	}
+	lines = slices.Clone(first.Lines)
+	if last := len(lines) - 1; lines[last] == "}" {
+		lines = lines[:last]
+	} else {
+		lines[last] += " {"
+	}
+	for i, line := range lines {
+		fmt.Fprintln(w, plain(line))
+		lines[i] = strings.TrimSpace(line)
+	}
+	return lines
 }
 
 // adviceFor is what helps against denials that no list of addresses should.

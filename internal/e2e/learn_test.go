@@ -14,7 +14,8 @@ func TestLearn(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	path, option := w.socket()
-	c := w.start(strings.Replace(corefile(guardBlock("nft-both", option, "audit")), examples, "private **.test 198.18.0.0/15 2001:db8:18::/48", 1))
+	const routed = "route **.routed.test {\n\t\tslots 2\n\t}"
+	c := w.start(strings.Replace(corefile(guardBlock("nft-both", option, "audit", "interfaces lan0", routed)), examples, "private **.test 198.18.0.0/15 2001:db8:18::/48", 1))
 	self, behind := w.self(), w.behind()
 	named := nameOf(60, behind.addr4(1))
 	w.lookup(w.client, gateway4, behind.addr4(1), 60)
@@ -53,8 +54,12 @@ func TestLearn(t *testing.T) {
 	}
 	w.must(c.Stop())
 
-	enforced := strings.TrimSuffix(strings.TrimSpace(block), "}") + "\tprivate **.test 198.18.0.0/15\n\tallowedLocalIPs " + resolver4 + "\n\t" + option + "\n}"
-	w.start(strings.Replace(corefile("X"), "X", enforced, 1))
+	// It stands in the place of the other as it is, but for the end of audit.
+	if strings.Count(block, "    audit\n") != 1 {
+		t.Errorf("it is not in audit as before:\n%s", block)
+	}
+	w.start(strings.Replace(corefile("X"), "X", strings.Replace(block, "    audit\n", "", 1), 1))
+	w.ctl(path, exitOK, "status")
 	w.lookup(w.client, gateway4, behind.addr4(1), 60)
 	w.wantOpen(w.client, "tcp", behind.addr4(1))
 	w.wantOpen(w.client, "tcp", behind.addr4(2))
