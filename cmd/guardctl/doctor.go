@@ -67,6 +67,7 @@ var checks = []check{
 	{"cgroups", (*doctor).cgroups},
 	{"forwarding", (*doctor).forwarding},
 	{"forged sources", (*doctor).forged},
+	{"source routes", (*doctor).sourceRoutes},
 	{"connection tracking", (*doctor).conntrack},
 	{"other firewalls", (*doctor).firewalls},
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -51,6 +52,12 @@ func kernelVersion(release string) (v int) {
 
 // features has the kernel try rules of each kind, without carrying them out.
 func (d *doctor) features() {
+	b := nft.New(expiry.NewTable[backend.Key](time.Now()), quiet{})
+	defer func() { _ = b.Close(backend.Keep) }()
+	d.tries(b.Check)
+}
+
+func (d *doctor) tries(can func(backend.Rules) error) {
 	rules := func(change func(*backend.Rules)) backend.Rules {
 		r := backend.Rules{
 			Table: "guardctl-doctor", Local: true, Gateway: true,
@@ -61,9 +68,6 @@ func (d *doctor) features() {
 		}
 		return r
 	}
-	inForce := expiry.NewTable[backend.Key](time.Now())
-	b := nft.New(inForce, quiet{})
-	defer func() { _ = b.Close(backend.Keep) }()
 	for _, f := range []struct {
 		level level
 		what  string
@@ -76,8 +80,14 @@ func (d *doctor) features() {
 			r.LocalHolders = append(r.LocalHolders, backend.User, backend.Unit)
 		})},
 		{warning, "capture (nft_redir, nft_chain_nat)", "the option capture cannot be used", rules(func(r *backend.Rules) { r.Capture = 53 })},
+		{warning, "routes (nft_nat, nft_masq, nft_chain_nat)", "the option route cannot be used", rules(func(r *backend.Rules) {
+			pools := []netip.Prefix{netip.MustParsePrefix("100.96.0.0/11"), netip.MustParsePrefix("fd00:2021:1111:8000::/107")}
+			r.MaxMappings, r.Book = 1<<10, "doctor"
+			r.Routes = []backend.Route{{Name: "masked", Pools: pools}, {Name: "fixed", Pools: pools, Egress: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}}
+		})},
+		{warning, "what is denied, told of at once (nft_log, nfnetlink_log)", "write nflog_group off: it is told of some seconds late", rules(func(r *backend.Rules) { r.LogGroup = 1 })},
 	} {
-		err := b.Check(f.rules)
+		err := can(f.rules)
 		switch {
 		case err == nil:
 			d.say(fine, "", "%s", f.what)

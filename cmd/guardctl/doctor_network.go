@@ -33,29 +33,44 @@ func (d *doctor) forwarding() {
 
 // forged looks whether clients can use others' IPv4 addresses.
 func (d *doctor) forged() {
+	d.ofClients("rp_filter", func(all, own string) bool { return all != "1" && own != "1" },
+		"sysctl net.ipv4.conf.all.rp_filter=1, and in /etc/sysctl.d; for IPv6, drop with nftables what fib saddr . iif oif missing finds",
+		"packets with forged sources are taken from %s: a client's questions can count for another one",
+		"IPv4 packets with forged sources are dropped")
+}
+
+// sourceRoutes looks whether clients can say by which way this machine answers them.
+func (d *doctor) sourceRoutes() {
+	d.ofClients("accept_source_route", func(all, own string) bool { return all == "1" && own == "1" },
+		"sysctl net.ipv4.conf.all.accept_source_route=0, and in /etc/sysctl.d",
+		"packets with a source route are taken from %s: what this machine answers goes by that route, past rules for clients",
+		"IPv4 packets with a source route are dropped")
+}
+
+// ofClients looks at a setting of IPv4 on the interfaces of a gateway: it may be bad by that
+// for all interfaces and that for the one.
+func (d *doctor) ofClients(setting string, bad func(all, own string) bool, advice, warn, good string) {
 	if !d.guards("forward") {
 		d.say(fine, "", "there are no clients")
 		return
 	}
-	all := sysctl("ipv4/conf/all/rp_filter")
 	interfaces, err := net.Interfaces()
 	if err != nil {
 		d.say(unknown, "", "%v", err)
 		return
 	}
+	all := sysctl("ipv4/conf/all/" + setting)
 	var open []string
 	for _, i := range interfaces {
-		own := sysctl("ipv4/conf/" + i.Name + "/rp_filter")
-		if i.Flags&net.FlagLoopback == 0 && i.Flags&net.FlagUp != 0 && all != "1" && own != "1" {
+		if i.Flags&net.FlagLoopback == 0 && i.Flags&net.FlagUp != 0 && bad(all, sysctl("ipv4/conf/"+i.Name+"/"+setting)) {
 			open = append(open, i.Name)
 		}
 	}
 	if len(open) > 0 {
-		d.say(warning, "sysctl net.ipv4.conf.all.rp_filter=1, and in /etc/sysctl.d; for IPv6, drop with nftables what fib saddr . iif oif missing finds",
-			"packets with forged sources are taken from %s: a client's questions can count for another one", strings.Join(open, " "))
+		d.say(warning, advice, warn, strings.Join(open, " "))
 		return
 	}
-	d.say(fine, "", "IPv4 packets with forged sources are dropped")
+	d.say(fine, "", "%s", good)
 }
 
 // firewalls looks for rules of others that refuse what the guard lets through.

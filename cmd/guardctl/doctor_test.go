@@ -1,7 +1,12 @@
 package main
 
 import (
+	"errors"
+	"os"
+	"strings"
 	"testing"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
 func TestKernelVersion(t *testing.T) {
@@ -40,6 +45,38 @@ func TestCapabilities(t *testing.T) {
 		d.judgeCapabilities(7, status)
 		if len(d.findings) != 1 || d.findings[0].Level != want {
 			t.Errorf("%q: %+v, want %s", status, d.findings, want)
+		}
+	}
+}
+
+// Rules of each kind are tried, and what the kernel refuses is told with what cannot be used then.
+func TestFeatures(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("who is not root is told to be")
+	}
+	for _, tt := range []struct {
+		text, advice string
+		refused      func(backend.Rules) bool
+	}{
+		{"capture", "capture cannot be used", func(r backend.Rules) bool { return r.Capture != 0 }},
+		{"routes", "route cannot be used", func(r backend.Rules) bool { return len(r.Routes) > 0 }},
+		{"what is denied, told of at once", "nflog_group off", func(r backend.Rules) bool { return r.LogGroup != 0 }},
+	} {
+		d := &doctor{}
+		d.tries(func(r backend.Rules) error {
+			if tt.refused(r) {
+				return errors.New("no such module")
+			}
+			return nil
+		})
+		var bad []finding
+		for _, f := range d.findings {
+			if f.Level != fine {
+				bad = append(bad, f)
+			}
+		}
+		if len(bad) != 1 || bad[0].Level != warning || !strings.HasPrefix(bad[0].Text, tt.text) || !strings.Contains(bad[0].Advice, tt.advice) {
+			t.Errorf("%s: %+v", tt.text, bad)
 		}
 	}
 }

@@ -36,6 +36,7 @@ func newPatient(t *testing.T) *patient {
 		p.write(path, text)
 	}
 	p.must(p.guard.Sysctl("net/ipv4/conf/all/rp_filter", "1"))
+	p.must(p.guard.Sysctl("net/ipv4/conf/all/accept_source_route", "0"))
 	return p
 }
 
@@ -143,6 +144,16 @@ func TestDoctor(t *testing.T) {
 				p.must(p.guard.Sysctl("net/ipv4/conf/"+i+"/rp_filter", "0"))
 			}
 		}, want: []string{"warning: forged sources: packets with forged sources are taken from lan0 wan0"}},
+		{name: "source routes", mode: "nft-gateway", breaks: func(p *patient) {
+			for i, value := range map[string]string{"all": "1", "lan0": "1", "wan0": "0"} {
+				p.must(p.guard.Sysctl("net/ipv4/conf/"+i+"/accept_source_route", value))
+			}
+		}, want: []string{"warning: source routes: packets with a source route are taken from lan0: "}},
+		{name: "source routes, of a server", mode: "nft-local", breaks: func(p *patient) {
+			p.must(p.guard.Sysctl("net/ipv4/ip_forward", "0"))
+			p.must(p.guard.Sysctl("net/ipv6/conf/all/forwarding", "0"))
+			p.must(p.guard.Sysctl("net/ipv4/conf/all/accept_source_route", "1"))
+		}},
 		{name: "another firewall", mode: "nft-both", breaks: func(p *patient) { p.foreignChain(nftables.ChainHookForward) },
 			want: []string{"warning: other firewalls: table ip other, chain theirs drops on hook forward"}},
 		{name: "another firewall, for what is not guarded", mode: "nft-local", breaks: func(p *patient) {
