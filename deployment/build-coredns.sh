@@ -2,11 +2,13 @@
 # Builds CoreDNS from its own tree, every stock plugin in it, with ipdestinationguard added.
 # Needs Go, and the Go module proxy for everything else.
 #
-#   build-coredns.sh [OUTPUT [PLUGIN]]
+#   [TAGS=unbound] build-coredns.sh [OUTPUT [PLUGIN]]
 #
 # OUTPUT is the binary to write: ./coredns when left out.
 # PLUGIN is a folder with the plugin's source or a version of it (v1.2.3, latest): when left out, the checkout
 # that this script lies in.
+# TAGS are build tags. With unbound it validates DNSSEC (dnssec validate): that takes a C compiler and Debian's
+# libunbound-dev, and libunbound8 where it runs.
 set -eu
 
 coredns=github.com/coredns/coredns
@@ -27,6 +29,12 @@ plugin=${2:-$here/..}
 case $output in
 /*) ;;
 *) output=$PWD/$output ;;
+esac
+
+tags=grpcnotrace${TAGS:+ $TAGS}
+case " $tags " in
+*" unbound "*) cgo=1 ;;
+*) cgo=0 ;;
 esac
 
 work=$(mktemp -d)
@@ -56,6 +64,6 @@ fi
 
 echo "building $output"
 go generate coredns.go
-CGO_ENABLED=0 go build -trimpath -buildvcs=false -tags grpcnotrace \
+CGO_ENABLED=$cgo go build -trimpath -buildvcs=false -tags "$tags" \
     -ldflags "-s -w -X $coredns/coremain.GitCommit=ipdestinationguard-$version -X $module.release=$version" -o "$output" .
 "$output" -version

@@ -3,6 +3,7 @@ package deployment
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,6 +41,46 @@ func TestBuildScriptBuildsTheCoreDNSOfGoMod(t *testing.T) {
 	}
 	if !strings.Contains(read(t, "build-coredns.sh"), "\ncoredns_version="+string(v)) {
 		t.Errorf("build-coredns.sh does not build CoreDNS %s", v)
+	}
+}
+
+// What the script has Go build, with a Go that only takes it down.
+func TestBuildScriptsTags(t *testing.T) {
+	const fake = `#!/bin/sh
+case $1 in
+mod) [ "$2" != download ] || printf '\t"Dir": "%s",\n' "$TREE" ;;
+build)
+	echo "cgo=$CGO_ENABLED $*" >"$TREE/../asked"
+	while [ "$1" != -o ]; do shift; done
+	printf '#!/bin/sh\n' >"$2"
+	chmod +x "$2"
+	;;
+esac
+`
+	for tags, want := range map[string][]string{
+		"":              {"cgo=0 build ", " -tags grpcnotrace "},
+		"unbound":       {"cgo=1 build ", " -tags grpcnotrace unbound "},
+		"other unbound": {"cgo=1 build ", " -tags grpcnotrace other unbound "},
+		"unboundless":   {"cgo=0 build ", " -tags grpcnotrace unboundless "},
+	} {
+		dir := t.TempDir()
+		for path, text := range map[string]string{"bin/go": fake, "tree/coredns.go": "package main\n"} {
+			path = filepath.Join(dir, path)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o755)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cmd := exec.Command("sh", "build-coredns.sh", filepath.Join(dir, "coredns"))
+		cmd.Env = append(os.Environ(), "PATH="+filepath.Join(dir, "bin")+":"+os.Getenv("PATH"), "TREE="+filepath.Join(dir, "tree"), "TAGS="+tags)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("TAGS=%q: %v\n%s", tags, err, out)
+		}
+		asked := read(t, filepath.Join(dir, "asked"))
+		for _, part := range want {
+			if !strings.Contains(asked, part) {
+				t.Errorf("TAGS=%q: no %q in %s", tags, part, asked)
+			}
+		}
 	}
 }
 
