@@ -40,7 +40,8 @@ func (f benchFirewall) Connections(context.Context, func(mapped, real netip.Addr
 	return nil
 }
 
-func (f benchFirewall) Granted(context.Context, func(netip.Addr)) error { return nil }
+func (f benchFirewall) Mapped(context.Context, func(_, _ netip.Addr)) error { return nil }
+func (f benchFirewall) Granted(context.Context, func(netip.Addr)) error     { return nil }
 
 var _ backend.Router = benchFirewall{}
 

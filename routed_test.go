@@ -67,7 +67,7 @@ func (r *rig) wantText(got, want string) {
 func (r *rig) wantMapped(want ...string) {
 	r.Helper()
 	var got []string
-	for _, m := range r.kernel.Mapped() {
+	for _, m := range r.kernel.Mappings() {
 		got = append(got, fmt.Sprint(m.Mapped, " > ", m.Real))
 	}
 	if !slices.Equal(got, want) {

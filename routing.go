@@ -173,15 +173,15 @@ func (t *routing) asBefore(was *routing) bool {
 // have. At the first time, these may be of other pools, and nobody has them.
 func (g *guard) rehome(t *routing, first bool) {
 	for _, b := range t.books() {
-		err := b.Rehome(context.Background(), func(old, name, by string) (string, bool) {
+		err := b.Rehome(context.Background(), func(old, name, by string) *route.Route {
 			now := t.of(name, by, old)
 			if now == nil || now.kernel.Name == old || now.book != b {
-				return "", false
+				return nil
 			}
 			if !first && !slices.ContainsFunc(g.rules.Routes, func(k backend.Route) bool { return k.Name == old && slices.Equal(k.Pools, now.pools) }) {
-				return "", false
+				return nil
 			}
-			return now.kernel.Name, true
+			return &now.listed
 		})
 		if err != nil {
 			log.Errorf("%s: names whose route has changed may lose their addresses: %v", b.path, err)

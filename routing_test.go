@@ -62,8 +62,8 @@ func TestReloadGoesOverABridge(t *testing.T) {
 	r.ask()
 	old := r.guard.rules.Routes[0].Name
 	r.arm("ipdestinationguard {\nmode nft-both\nroute **.routed.test {\nfwmark 7\n}\n}")
-	if now := r.guard.rules.Routes; len(now) != 1 || now[0].Name == old || r.kernel.Mapped()[0].Route != now[0].Name {
-		t.Errorf("in force: %v, mapped: %v", now, r.kernel.Mapped())
+	if now := r.guard.rules.Routes; len(now) != 1 || now[0].Name == old || r.kernel.Mappings()[0].Route != now[0].Name {
+		t.Errorf("in force: %v, mapped: %v", now, r.kernel.Mappings())
 	}
 }
 
@@ -168,7 +168,7 @@ func TestReloadKeepsAddressesOfAliases(t *testing.T) {
 				r.wantText(alias("www.routed.test."), answer)
 			}
 			r.arm(block(tt.after...))
-			for _, m := range r.kernel.Mapped() {
+			for _, m := range r.kernel.Mappings() {
 				if route := r.guard.rules.Route(m.Route); m.Mapped.String() == "100.96.0.2" && (route == nil || route.Mark != tt.mark) {
 					t.Errorf("%v is of %v", m, route)
 				}
@@ -189,7 +189,7 @@ func TestAliasesMoveNobodyElse(t *testing.T) {
 	r.at("127.0.0.1").ask("www.routed.test. A", "www.routed.test. 30 CNAME x.b.test.\nx.b.test. 30 A 9.9.9.9")
 	r.at("127.0.0.1").ask("alias.test. A", "alias.test. 30 CNAME www.routed.test.\nwww.routed.test. 30 CNAME x.b.test.\nx.b.test. 30 A 9.9.9.9")
 	r.arm("ipdestinationguard {\nmode nft-both\nroute **.routed.test\nroute **.b.test {\nfwmark 8\n}\n}")
-	for _, m := range r.kernel.Mapped() {
+	for _, m := range r.kernel.Mappings() {
 		if route := r.guard.rules.Route(m.Route); route == nil || route.Mark != 0 {
 			t.Errorf("%v is of %v", m, route)
 		}
@@ -224,7 +224,7 @@ func TestReloadVisitsNamesOnlyIfItMust(t *testing.T) {
 			if tt.name == "others in their place" {
 				r.arm(first)
 			}
-			visited := len(r.kernel.Mapped()) > 0 && r.kernel.Mapped()[0].Route == r.policy.routes[0].kernel.Name
+			visited := len(r.kernel.Mappings()) > 0 && r.kernel.Mappings()[0].Route == r.policy.routes[0].kernel.Name
 			if visited != tt.visits {
 				t.Errorf("visited: %v, want %v", visited, tt.visits)
 			}

@@ -133,6 +133,10 @@ type Router interface {
 	// those for which each says so.
 	Connections(ctx context.Context, each func(mapped, real netip.Addr) (end bool)) error
 
+	// Mapped visits the mapped addresses, and what stands behind them: also what an earlier
+	// process has left.
+	Mapped(ctx context.Context, each func(mapped, real netip.Addr)) error
+
 	// Granted visits the mapped addresses to which somebody may connect: by a grant that
 	// lives, or because they linger. Until nobody may they belong to their names: whoever
 	// remembers one would be let through to the next name's server.

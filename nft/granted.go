@@ -1,11 +1,43 @@
 package nft
 
 import (
+	"cmp"
 	"context"
 	"net/netip"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
+
+// Mapped implements [backend.Router]. It does not keep grants waiting.
+func (b *Backend) Mapped(ctx context.Context, each func(mapped, real netip.Addr)) error {
+	var rules backend.Rules
+	if err := b.do(func(w *writer) error { rules = w.rules; return nil }); err != nil {
+		return err
+	}
+	if len(rules.Routes) == 0 {
+		return nil
+	}
+	s, err := openSocket()
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	for _, ipv4 := range versions {
+		err := s.dumpSet(rules.Table, mappedName(ipv4, rules.Book), func(data []byte) bool {
+			for elem := range elementsIn(data) {
+				mapped, real := ipIn(elem, unix.NFTA_SET_ELEM_KEY), ipIn(elem, unix.NFTA_SET_ELEM_DATA)
+				each(netip.AddrFrom16(mapped).Unmap(), netip.AddrFrom16(real).Unmap())
+			}
+			return ctx.Err() == nil
+		})
+		if err = cmp.Or(err, context.Cause(ctx)); err != nil {
+			return explain(err)
+		}
+	}
+	return nil
+}
 
 // Granted implements [backend.Router]. It does not keep grants waiting.
 func (b *Backend) Granted(ctx context.Context, each func(mapped netip.Addr)) error {

@@ -72,7 +72,7 @@ func (s *socket) getMapping(table, set string, a *ip) (real ip, found bool, err 
 				continue
 			}
 			for _, elem := range attributes(list) {
-				real, found = dataOf(elem), true
+				real, found = ipIn(elem, unix.NFTA_SET_ELEM_DATA), true
 			}
 		}
 		return false // nothing comes after it
@@ -83,22 +83,22 @@ func (s *socket) getMapping(table, set string, a *ip) (real ip, found bool, err 
 	return real, found, err
 }
 
-// dataOf returns the address that stands behind an element's key.
-func dataOf(elem []byte) (real ip) {
+// ipIn returns the address in an element: its key, or what stands behind that.
+func ipIn(elem []byte, part uint16) (a ip) {
 	for typ, value := range attributes(elem) {
-		if typ != unix.NFTA_SET_ELEM_DATA {
+		if typ != part {
 			continue
 		}
 		for typ, data := range attributes(value) {
 			switch {
 			case typ != unix.NFTA_DATA_VALUE:
 			case len(data) == 4:
-				real = ip{10: 0xff, 11: 0xff}
-				copy(real[12:], data)
+				a = ip{10: 0xff, 11: 0xff}
+				copy(a[12:], data)
 			case len(data) == 16:
-				copy(real[:], data)
+				copy(a[:], data)
 			}
 		}
 	}
-	return real
+	return a
 }

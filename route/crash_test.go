@@ -58,8 +58,11 @@ func assignAway(path string) {
 		if _, err := b.Tidy(context.Background(), 48*time.Hour); err != nil {
 			fmt.Println("tidy:", err)
 		}
-		err := b.Rehome(context.Background(), func(route, name, _ string) (string, bool) {
-			return crashRoutes[n%2].Name, name[0] == '1'
+		err := b.Rehome(context.Background(), func(_, name, _ string) *Route {
+			if name[0] == '1' {
+				return crashRoutes[n%2]
+			}
+			return nil
 		})
 		if err != nil {
 			fmt.Println("rehome:", err)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -18,13 +19,13 @@ const (
 	mapWait = 5 * time.Second
 )
 
-// Rehome moves names to other routes, with their addresses: to says which, or not ok to
-// leave one where it is, and is told which name has the route by what was last answered:
-// mostly name itself. It is for a reload that changes how a route leaves, once the new
-// rules are in force. Addresses that were in force are mapped again, to the same real ones
-// as before. A name that has addresses in its new route already, has them first and the
-// others besides.
-func (b *Book) Rehome(ctx context.Context, to func(route, name, by string) (newRoute string, ok bool)) error {
+// Rehome moves names to other routes, with their addresses: to says which, or nil to leave
+// one where it is, and is told which name has the route by what was last answered: mostly
+// name itself. It is for a reload or a restart that changes how a route leaves, once the
+// new rules are in force. Addresses of the new route's pools that lead somewhere are mapped
+// again, to the same real ones as before. A name that has addresses in its new route
+// already, has them first and the others besides.
+func (b *Book) Rehome(ctx context.Context, to func(route, name, by string) *Route) error {
 	b.tidying.Lock()
 	defer b.tidying.Unlock()
 	var moves []move
@@ -33,23 +34,47 @@ func (b *Book) Rehome(ctx context.Context, to func(route, name, by string) (newR
 		s.mu.RLock()
 		for _, e := range s.entries {
 			route, name := e.names()
-			if other, ok := to(route, name, e.ledBy(name)); ok && other != route {
+			if other := to(route, name, e.ledBy(name)); other != nil && other.Name != route {
 				moves = append(moves, move{from: e, route: other})
 			}
 		}
 		s.mu.RUnlock()
 	}
-	var failed error
+	stands, failed := b.standing(ctx, moves)
 	for len(moves) > 0 {
 		n, err := b.move(ctx, moves)
 		if err != nil {
 			return errors.Join(failed, err)
 		}
-		failed = errors.Join(failed, b.remap(ctx, moves[:n]))
+		failed = errors.Join(failed, b.remap(ctx, moves[:n], stands))
 		b.moveDone(moves[:n])
 		moves = moves[n:]
 	}
 	return failed
+}
+
+// standing asks the router where addresses lead that an earlier process has mapped, or that
+// are in doubt.
+func (b *Book) standing(ctx context.Context, moves []move) (map[ip]ip, error) {
+	stands := make(map[ip]ip)
+	for _, m := range moves {
+		m.from.mu.Lock()
+		if m.from.force == vague {
+			for _, s := range m.from.slots {
+				stands[s.mapped] = ip{}
+			}
+		}
+		m.from.mu.Unlock()
+	}
+	if len(stands) == 0 {
+		return nil, nil
+	}
+	err := b.router.Mapped(ctx, func(mapped, real netip.Addr) {
+		if _, asked := stands[mapped.As16()]; asked {
+			stands[mapped.As16()] = real.As16()
+		}
+	})
+	return stands, err
 }
 
 // ledBy is the name that has the route.
@@ -62,7 +87,7 @@ func (e *entry) ledBy(name string) string {
 // move is an entry on its way to another route.
 type move struct {
 	from  *entry
-	route string
+	route *Route
 	to    *entry // whose turn is taken, as that of from is; nil if there is nothing to move
 	first int    // where the addresses of from are in it
 }
@@ -126,9 +151,9 @@ func (b *Book) move(ctx context.Context, moves []move) (n int, err error) {
 // them: then it has to wait for the next one. Nobody else ever waits for a second turn.
 func (b *Book) prepare(ctx context.Context, m *move, taken map[*entry]bool) (ok bool, err error) {
 	_, name := m.from.names()
-	key, err := appendKey(nil, m.from.version(), m.route, name)
+	key, err := appendKey(nil, m.from.version(), m.route.Name, name)
 	if err != nil {
-		return false, fmt.Errorf("%q: %w", m.route, err)
+		return false, fmt.Errorf("%q: %w", m.route.Name, err)
 	}
 	if taken[m.from] {
 		return false, nil
@@ -208,17 +233,21 @@ func (b *Book) moved(m *move) {
 
 func (e *entry) forced() bool { return e.force != unforced && e.force != vague }
 
-// remap puts what was in force there again.
-func (b *Book) remap(ctx context.Context, moves []move) error {
+// remap puts what leads somewhere there again; stands is where that is in doubt.
+func (b *Book) remap(ctx context.Context, moves []move, stands map[ip]ip) error {
 	force := b.router.Epoch() + 1
 	var mappings []backend.Mapping
 	for _, m := range moves {
-		if m.to == nil || !m.from.forced() {
+		if m.to == nil {
 			continue
 		}
 		for _, s := range m.to.slots[m.first:] {
-			if s.real != (ip{}) {
-				mappings = append(mappings, backend.Mapping{Route: m.route, Mapped: m.to.addr(s.mapped), Real: m.to.addr(s.real)})
+			real, mapped := s.real, m.to.addr(s.mapped)
+			if !m.from.forced() {
+				real = stands[s.mapped]
+			}
+			if real != (ip{}) && contains(m.route.Pools, mapped) {
+				mappings = append(mappings, backend.Mapping{Route: m.route.Name, Mapped: mapped, Real: m.to.addr(real)})
 			}
 		}
 	}

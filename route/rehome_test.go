@@ -71,6 +71,14 @@ func TestRehome(t *testing.T) {
 			d.want(d.askBy(new_, "alias.org", "b.org", four), "10.0.0.4 10.0.0.5 | 10.0.0.4 10.0.0.5")
 			d.want(d.askBy(new_, "alias.org", "b.org", six), "fd00::1 fd00::2 | fd00::1 fd00::2")
 		}},
+		{"after a restart, to where they lead by the router", func(d *desk) {
+			d.ask(old, "a.org", "192.0.2.9 192.0.2.8") // which the disk need not know
+			d.copied()
+			d.moves(rename("old", "new"))
+			d.want(d.routes(), "new: 10.0.0.1 10.0.0.2, third: 10.0.0.3")
+			d.want(d.kernel(), "10.0.0.1>192.0.2.9 10.0.0.2>192.0.2.8 10.0.0.3>192.0.2.1")
+			d.want(d.ask(new_, "a.org", four), "10.0.0.1 10.0.0.2 | 10.0.0.1 10.0.0.2")
+		}},
 		{"no such name can be", func(d *desk) {
 			d.want(d.askBy(old, "alias.org", strings.Repeat("b", maxKey+1), four), ErrName.Error())
 		}},
@@ -123,7 +131,7 @@ func TestRehome(t *testing.T) {
 		}},
 		{"the kernel refuses", func(d *desk) {
 			d.router.fails = errors.New("not now")
-			if err := d.Rehome(context.Background(), rename("old", "new")); !errors.Is(err, d.router.fails) {
+			if err := d.rehome(rename("old", "new")); !errors.Is(err, d.router.fails) {
 				d.Error(err)
 			}
 			d.router.fails = nil
@@ -138,7 +146,7 @@ func TestRehome(t *testing.T) {
 			d.want(d.ask(new_, "a.org", four), "10.0.0.1 10.0.0.2 | 10.0.0.1 10.0.0.2")
 		}},
 		{"no such route can be", func(d *desk) {
-			if err := d.Rehome(context.Background(), rename("old", "ne\x00w")); !errors.Is(err, ErrName) {
+			if err := d.rehome(rename("old", "ne\x00w")); !errors.Is(err, ErrName) {
 				d.Error(err)
 			}
 			d.want(d.ask(old, "a.org", four), "10.0.0.1 10.0.0.2")
@@ -181,9 +189,19 @@ func TestRehome(t *testing.T) {
 
 func (d *desk) moves(to func(route, name, _ string) (string, bool)) {
 	d.Helper()
-	if err := d.Rehome(context.Background(), to); err != nil {
+	if err := d.rehome(to); err != nil {
 		d.Error(err)
 	}
+}
+
+// rehome moves names to routes with the pools that all have here.
+func (d *desk) rehome(to func(route, name, _ string) (string, bool)) error {
+	return d.Rehome(context.Background(), func(route, name, by string) *Route {
+		if other, ok := to(route, name, by); ok {
+			return routed(other, 2, "10.0.0.0/8", "fd00::/64")
+		}
+		return nil
+	})
 }
 
 // routes lists the addresses that the kernel has, by route.

@@ -92,6 +92,15 @@ func (r *router) Connections(_ context.Context, each func(mapped, real netip.Add
 	return nil
 }
 
+func (r *router) Mapped(_ context.Context, each func(mapped, real netip.Addr)) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for a, m := range r.mapped {
+		each(a, m.Real)
+	}
+	return nil
+}
+
 func (r *router) Granted(_ context.Context, each func(mapped netip.Addr)) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -23,7 +23,7 @@ var routeClauses = []clause{
 	{"open again keeps the mappings", (*contract).openAgainKeepsMappings},
 	{"mappings end with their route, and with their book", (*contract).forgottenMappings},
 	{"whose mapped addresses they are", (*contract).origins},
-	{"who may connect to mapped addresses", (*contract).granted},
+	{"where mapped addresses lead, and who may connect", (*contract).granted},
 	{"nothing is mapped after close", (*contract).mapAfterClose},
 }
 
@@ -348,6 +348,21 @@ func (c *contract) granted() {
 	c.open(RoutedRules())
 	mappings := Mappings("r-one", 0, 20, 0)
 	c.maps(mappings)
+	behind := map[netip.Addr]netip.Addr{}
+	for _, m := range mappings {
+		behind[m.Mapped] = m.Real
+	}
+	if err := c.Mapped(c.Context(), func(mapped, real netip.Addr) {
+		if behind[mapped] != real {
+			c.Errorf("%v leads to %v, want %v", mapped, real, behind[mapped])
+		}
+		delete(behind, mapped)
+	}); err != nil {
+		c.Error(err)
+	}
+	if len(behind) > 0 {
+		c.Errorf("mapped as well: %v", behind)
+	}
 	c.grant(in(time.Hour), append(mappedOf(mappings[:10]), Addrs(100, 5)...)...)
 	left := map[netip.Addr]bool{}
 	for _, a := range mappedOf(mappings[:10]) {
@@ -376,6 +391,7 @@ func (c *contract) mapAfterClose() {
 		"Map": c.Map(c.Context(), Mappings("r-one", 0, 1, 0), time.Minute), "Unmap": c.Unmap(context.Background(), nil),
 		"Connections": c.Connections(c.Context(), func(netip.Addr, netip.Addr) bool { return false }),
 		"Granted":     c.Granted(c.Context(), func(netip.Addr) {}),
+		"Mapped":      c.Mapped(c.Context(), func(netip.Addr, netip.Addr) {}),
 	} {
 		if !errors.Is(err, backend.ErrClosed) {
 			c.Errorf("%s after Close: %v, want ErrClosed", method, err)

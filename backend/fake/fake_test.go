@@ -28,7 +28,7 @@ func TestRouterContract(t *testing.T) {
 		b := New(inForce, backendtest.Quiet{}, time.Now)
 		return b, inForce, func() map[netip.Addr]backend.Mapping {
 			all := map[netip.Addr]backend.Mapping{}
-			for _, m := range b.Mapped() {
+			for _, m := range b.Mappings() {
 				all[m.Mapped] = m
 			}
 			return all
@@ -183,8 +183,8 @@ func TestRoutes(t *testing.T) {
 	}
 	epoch := b.Epoch()
 	b.Lose()
-	if len(b.Mapped()) > 0 || b.Epoch() == epoch {
-		t.Errorf("%v, epoch %d", b.Mapped(), b.Epoch())
+	if len(b.Mappings()) > 0 || b.Epoch() == epoch {
+		t.Errorf("%v, epoch %d", b.Mappings(), b.Epoch())
 	}
 	no := errors.New("no")
 	b.Refuse(no)

@@ -41,8 +41,8 @@ func (b *Backend) Connected(mapped netip.Addr) (reals []netip.Addr) {
 	return reals
 }
 
-// Mapped returns the mappings in force, by their addresses.
-func (b *Backend) Mapped() []backend.Mapping {
+// Mappings returns those in force, by their addresses.
+func (b *Backend) Mappings() []backend.Mapping {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.mappingsLocked()
@@ -131,6 +131,20 @@ func (b *Backend) Connections(ctx context.Context, each func(mapped, real netip.
 		if i := slices.Index(b.connections, c); i >= 0 {
 			b.connections = slices.Delete(b.connections, i, i+1)
 		}
+	}
+	return nil
+}
+
+// Mapped implements [backend.Router].
+func (b *Backend) Mapped(_ context.Context, each func(mapped, real netip.Addr)) error {
+	b.mu.Lock()
+	err, all := b.unableLocked(), b.mappingsLocked()
+	b.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	for _, m := range all { // without the lock: each may call
+		each(m.Mapped, m.Real)
 	}
 	return nil
 }
