@@ -160,6 +160,25 @@ func TestAliasGetsAnotherEgress(t *testing.T) {
 		}
 	}
 	tr.end()
+	// A restart with the other Corefile, and a reload after it, before anybody has asked again.
+	wantBy := func(now int) {
+		t.Helper()
+		for _, u := range uses {
+			m.wantSight(m.client, u.addr, u.real, u.egress[now])
+			if err := echo(u.flow); err != nil {
+				t.Errorf("a live connection: %v", err)
+			}
+		}
+	}
+	for round := range 2 {
+		if err := c.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		c = m.start(files[1-round])
+		wantBy(1 - round)
+		m.mustReload(c, files[round])
+		wantBy(round)
+	}
 	for i, u := range uses {
 		if again := m.mapped(m.client, gateway4, "alias.other.test.", i == 0)[0]; again != u.addr {
 			t.Errorf("the alias had %s, and has %s", u.addr, again)
