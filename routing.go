@@ -170,7 +170,7 @@ func (t *routing) asBefore(was *routing) bool {
 }
 
 // rehome gives names that have another route now to that, with the addresses that they
-// have. At the first time, these may be of other pools, and nobody has them.
+// have. Only at the first time, these may be of routes that have gone long since.
 func (g *guard) rehome(t *routing, first bool) {
 	for _, b := range t.books() {
 		err := b.Rehome(context.Background(), func(old, name, by string) *route.Route {
@@ -178,8 +178,8 @@ func (g *guard) rehome(t *routing, first bool) {
 			if now == nil || now.kernel.Name == old || now.book != b {
 				return nil
 			}
-			if !first && !slices.ContainsFunc(g.rules.Routes, func(k backend.Route) bool { return k.Name == old && slices.Equal(k.Pools, now.pools) }) {
-				return nil
+			if !first && !slices.ContainsFunc(g.rules.Routes, func(k backend.Route) bool { return k.Name == old }) {
+				return nil // it has had another one since
 			}
 			return &now.listed
 		})

@@ -22,8 +22,8 @@ const (
 // Rehome moves names to other routes, with their addresses: to says which, or nil to leave
 // one where it is, and is told which name has the route by what was last answered: mostly
 // name itself. It is for a reload or a restart that changes how a route leaves, once the
-// new rules are in force. Addresses of the new route's pools that lead somewhere are mapped
-// again, to the same real ones as before. A name that has addresses in its new route
+// new rules are in force. Names that have no address of the new route's pools stay. Those
+// of its addresses that lead somewhere are mapped again, to the same real ones as before. A name that has addresses in its new route
 // already, has them first and the others besides.
 func (b *Book) Rehome(ctx context.Context, to func(route, name, by string) *Route) error {
 	b.tidying.Lock()
@@ -34,7 +34,7 @@ func (b *Book) Rehome(ctx context.Context, to func(route, name, by string) *Rout
 		s.mu.RLock()
 		for _, e := range s.entries {
 			route, name := e.names()
-			if other := to(route, name, e.ledBy(name)); other != nil && other.Name != route {
+			if other := to(route, name, e.ledBy(name)); other != nil && other.Name != route && e.fits(other) {
 				moves = append(moves, move{from: e, route: other})
 			}
 		}
@@ -51,6 +51,13 @@ func (b *Book) Rehome(ctx context.Context, to func(route, name, by string) *Rout
 		moves = moves[n:]
 	}
 	return failed
+}
+
+// fits reports whether the entry has addresses that a route can have.
+func (e *entry) fits(r *Route) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.ContainsFunc(e.slots, func(s slot) bool { return contains(r.Pools, e.addr(s.mapped)) })
 }
 
 // standing asks the router where addresses lead that an earlier process has mapped, or that

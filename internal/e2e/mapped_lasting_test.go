@@ -105,21 +105,28 @@ func TestMappingsOutliveTheProcess(t *testing.T) {
 	}
 }
 
-// A reload that gives a route another egress: who is connected stays as he is, who
-// connects leaves with the new one.
+// A reload that gives a route another egress, for one version of IP or both: who is connected
+// stays as he is, who connects leaves with the new one, and nobody has to ask again.
 func TestRouteGetsAnotherEgress(t *testing.T) {
 	t.Parallel()
 	m := newMappedWorld(t)
 	const real = "198.18.49.1"
-	m.atlas.addrs("www.shop.test.", 60, real)
+	m.atlas.addrs("www.shop.test.", 3600, real)
 	c := m.start(m.corefile("nft-gateway", m.routedTo("shop.test")))
 	addr := m.mapped(m.client, gateway4, "www.shop.test.", true)[0]
 	f := m.flow(m.client, addr, real)
-	m.mustReload(c, m.corefile("nft-gateway", m.route("**.shop.test", "egress "+secondEgress4+" "+secondEgress6)))
+	for _, next := range []struct{ egress, seen string }{
+		{secondEgress4 + " " + secondEgress6, secondEgress4},
+		{routeEgress4, routeEgress4},
+		{"masquerade", "192.0.2.1"},
+		{secondEgress4, secondEgress4},
+	} {
+		m.mustReload(c, m.corefile("nft-gateway", m.route("**.shop.test", "egress "+next.egress)))
+		m.wantSight(m.client, addr, real, next.seen)
+	}
 	if again := m.mapped(m.client, gateway4, "www.shop.test.", true)[0]; again != addr {
 		t.Errorf("the name had %s, and has %s", addr, again)
 	}
-	m.wantSight(m.client, addr, real, secondEgress4)
 	if err := echo(f); err != nil {
 		t.Errorf("a connection of before: %v", err)
 	}
