@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"go4.org/netipx"
@@ -66,6 +67,9 @@ func (g *guard) openBooks(routes []*namedRoute) error {
 func (r *namedRoute) unopened(err error) error {
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%w. CoreDNS needs a place to write: StateDirectory= in its systemd unit, as deployment/ipdestinationguard-coredns.service has it, or the line: state PATH, in the route", err)
+	}
+	if errors.Is(err, syscall.EISDIR) {
+		err = fmt.Errorf("%w: name a file, as in: state %s", err, filepath.Join(r.state, "mappings.db"))
 	}
 	return fmt.Errorf("%s: mapped addresses cannot be kept: %w", r.place, err)
 }

@@ -205,6 +205,13 @@ table my_guard-1.x
 		{"host bits are set", `ipdestinationguard nft-local 192.0.2.1/24`,
 			"mode nft-local\nallowedIPs 192.0.2.0/24\n" + defaultsText +
 				"warning: Testfile:1: 192.0.2.1/24 means all of 192.0.2.0/24\n"},
+		{"what is no interface", `ipdestinationguard {
+			private nas.lan lan0
+			private nas printer 192.168.1.0/24
+			private nas printer.
+			private nas 1.pool.lan ntp.b2 **.7seas.x1y
+		}`, "joins\nprivate []\nprivate [192.168.1.0/24]\nprivate []\nprivate []\n" +
+			"warning: Testfile:2: private: lan0 is read as a name; an interface cannot stand here, and no network is named. If it is a name, write lan0.\n"},
 		{"lists without a chain: local", `ipdestinationguard {
 			mode nft-local
 			allowedGatewayIPs 192.0.2.1
@@ -264,6 +271,10 @@ func TestParseMistakes(t *testing.T) {
 			`Testfile:3 - Error during parsing: unknown option "egress" in ipdestinationguard { }: it belongs in route PATTERN... { }`},
 		{"an option of routes and of validation", block + "state /var/lib/x\n}",
 			`Testfile:3 - Error during parsing: unknown option "state" in ipdestinationguard { }: it belongs in route PATTERN... { } or dnssec validate { }`},
+		{"a block on a line of its own", "ipdestinationguard nft-local\n{\nmargin 1s\n}",
+			`Testfile:2 - Error during parsing: the { of a block belongs at the end of the line before, as in: route github.com {`},
+		{"the block of a route on a line of its own", block + "route github.com\n{\nslots 1\n}\n}",
+			`Testfile:4 - Error during parsing: the { of a block belongs at the end of the line before, as in: route github.com {`},
 		{"the directive twice", "ipdestinationguard nft-local\nipdestinationguard nft-local",
 			`Testfile:2 - Error during parsing: ipdestinationguard stands twice in this server block, first at Testfile:1`},
 
@@ -337,6 +348,14 @@ func TestParseMistakes(t *testing.T) {
 			`Testfile:3 - Error during parsing: private: "b.test" stands behind an address: write the names first, or a line for each`},
 		{"a private network with too long a length", block + "private a.test 10.0.0.0/33\n}",
 			`Testfile:3 - Error during parsing: "10.0.0.0/33": an IPv4 network has at most 32 bits`},
+		{"a network that ends in a range", block + "private **.lan 192.168.1.5-9\n}",
+			`Testfile:3 - Error during parsing: "192.168.1.5-9" is not an IP address or a network such as 192.0.2.0/24 or 2001:db8::/32`},
+		{"a network with an asterisk", block + "private nas.lan 192.168.1.*\n}",
+			`Testfile:3 - Error during parsing: "192.168.1.*" is not an IP address or a network such as 192.0.2.0/24 or 2001:db8::/32`},
+		{"a network with an x", block + "private nas.lan 192.168.1.x\n}",
+			`Testfile:3 - Error during parsing: "192.168.1.x" is not an IP address or a network such as 192.0.2.0/24 or 2001:db8::/32`},
+		{"an address with a final dot", block + "private nas.lan 192.168.1.5.\n}",
+			`Testfile:3 - Error during parsing: "192.168.1.5." is not an IP address`},
 		{"half an address", block + "private a.test 10.0\n}",
 			`Testfile:3 - Error during parsing: "10.0" is not an IP address or a network`},
 		{"a private name that is none", block + "private a..test\n}",

@@ -84,7 +84,7 @@ func (s *settings) settleRoutes(routes []*namedRoute, machine []netip.Prefix, wa
 		}
 		for _, addr := range r.egress {
 			if !slices.ContainsFunc(machine, func(p netip.Prefix) bool { return p.Addr() == addr }) {
-				warn("%s: egress %s is no address of this machine now: replies will not find back unless it becomes one", r.place, addr)
+				warn("%s: egress %s is no address of this machine now: replies find back only if it is routed here", r.place, addr)
 			}
 			for _, other := range routes {
 				if contains(other.pools, addr) {

@@ -41,7 +41,7 @@ func TestRouteConflicts(t *testing.T) {
 		{"an egress from a pool", block("route a.test {\negress 10.9.0.7\n}\nroute b.test {\npool 10.9.0.0/16\n}"), "",
 			"Testfile:3: egress 10.9.0.7 is in the pool of the route at Testfile:6, and packets to it would be refused: take an address of this machine"},
 		{"an egress that is not there", block("route a.test {\negress 192.0.2.8\n}"), "",
-			"warning: Testfile:3: egress 192.0.2.8 is no address of this machine now: replies will not find back unless it becomes one"},
+			"warning: Testfile:3: egress 192.0.2.8 is no address of this machine now: replies find back only if it is routed here"},
 		{"an interface that is not there", block("route a.test {\nout wg7\n}"), "",
 			"warning: Testfile:3: out wg7: there is no such interface now, and what this route's names lead to is refused until there is one"},
 	} {
@@ -130,7 +130,7 @@ func TestStatePath(t *testing.T) {
 func TestBooksThatCannotBeOpened(t *testing.T) {
 	dir := t.TempDir()
 	for _, tt := range []struct{ name, path, want string }{
-		{"a folder", dir, "is a directory"},
+		{"a folder", dir, "is a directory: name a file, as in: state " + dir + "/mappings.db"},
 		{"below a file", "/dev/null/x.db", "not a directory"},
 		{"where nobody can write", "/proc/x/y.db", "CoreDNS needs a place to write: StateDirectory= in its systemd unit"},
 	} {

@@ -77,6 +77,8 @@ func TestNamesMistakes(t *testing.T) {
 	for _, tt := range []struct{ line, want string }{
 		{"names *x.test", "names: "},
 		{"except a..b", "except: "},
+		{"names a.test, b.test", `names: "a.test,": ',' is in no host name: patterns stand apart by blanks (in a file, by lines), without commas`},
+		{"names 192.0.2.7", `names "192.0.2.7" is an address or a network, or part of one, and no name ends like that: write the name that is looked up`},
 		{"names_file " + bad, "line 2"},
 		{"names_file /nowhere/names", "no such file"},
 		{"names_file " + filepath.Dir(bad), "not a regular file"},

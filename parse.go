@@ -14,7 +14,10 @@ import (
 func parse(c *caddy.Controller) (*settings, *policy, error) {
 	var read *parser
 	for c.Next() {
-		if read != nil {
+		switch {
+		case c.Val() == "{":
+			return nil, nil, c.Errf("the { of a block belongs at the end of the line before, as in: route github.com {")
+		case read != nil:
 			return nil, nil, c.Errf("%s stands twice in this server block, first at %s", name, read.policy.place)
 		}
 		read = &parser{Controller: c, settings: defaultSettings, policy: defaultPolicy, seen: map[string]int{}, blocks: optionBlocks()}

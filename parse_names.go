@@ -1,9 +1,11 @@
 package ipdestinationguard
 
 import (
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/coredns/coredns/core/dnsserver"
 
@@ -33,10 +35,23 @@ func (p *parser) rooted(path string) string {
 
 // addPatterns takes the patterns of one line.
 func (p *parser) addPatterns(option string, list *[]string, args []string) error {
+	if err := p.areNames(option, args); err != nil {
+		return err
+	}
 	if _, err := names.Parse(args...); err != nil {
 		return p.Errf("%s: %v", option, err)
 	}
 	*list = append(*list, args...)
+	return nil
+}
+
+// areNames refuses addresses, which as patterns would match nothing, without a word.
+func (p *parser) areNames(option string, patterns []string) error {
+	for _, text := range patterns {
+		if _, err := netip.ParseAddr(text); err == nil || numeric(text) {
+			return p.Errf("%s %q is an address or a network, or part of one, and no name ends like that: write the name that is looked up", option, text)
+		}
+	}
 	return nil
 }
 
@@ -75,13 +90,27 @@ func (p *parser) addPrivate(args []string) (err error) {
 	if r.names, err = names.Parse(patterns...); err != nil {
 		return p.Errf("private: %v", err)
 	}
+	for _, label := range patterns[1:] {
+		if len(r.networks) == 0 && !strings.ContainsAny(label, ".*?") {
+			p.warn("private: %s is read as a name; an interface cannot stand here, and no network is named. If it is a name, write %[1]s.", label)
+		}
+	}
 	p.policy.private = append(p.policy.private, r)
 	return nil
 }
 
-// looksNumeric reports whether text must be meant as an address or a network: no
-// top-level domain is a number.
-func looksNumeric(text string) bool {
+// looksNumeric reports whether text must be meant as an address or a network.
+func looksNumeric(text string) bool { return strings.ContainsAny(text, ":/") || numeric(text) }
+
+// numeric reports whether text must be meant as an IPv4 address or network, be it mistyped
+// (192.168.1.5-9, 192.168.1.*, 192.168.1.x): no top-level domain is a number, and each has
+// two letters or more.
+func numeric(text string) bool {
+	text = strings.TrimSuffix(text, ".")
+	first, _, _ := strings.Cut(text, ".")
 	last := text[strings.LastIndexByte(text, '.')+1:]
-	return strings.ContainsAny(text, ":/") || last != "" && strings.Trim(last, "0123456789") == ""
+	letters := strings.IndexFunc(last, unicode.IsLetter) != strings.LastIndexFunc(last, unicode.IsLetter)
+	return digits(last) || digits(first) && !letters
 }
+
+func digits(text string) bool { return text != "" && strings.Trim(text, "0123456789") == "" }

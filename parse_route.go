@@ -101,6 +101,9 @@ var defaultPools = []netip.Prefix{netip.MustParsePrefix("100.96.0.0/11"), netip.
 // addRoute reads `route PATTERN... [{ options }]`. The block is read token by token, since
 // for caddy a block within a block ends like an option without values.
 func (p *parser) addRoute(patterns []string) error {
+	if err := p.areNames("route", patterns); err != nil {
+		return err
+	}
 	if _, err := names.Rank(patterns); err != nil {
 		return p.Errf("route: %v", err)
 	}
@@ -160,6 +163,11 @@ func (p *parser) addPools(pools *[]netip.Prefix, texts []string) error {
 		case b.Kind == reach.Loopback, b.Kind == reach.Metadata, first.IsMulticast(), first.IsLinkLocalUnicast(), pool[0].Bits() == 0:
 			return p.Errf("pool %s: packets to such addresses are not routed (%s). Take one of your own networks, or one that nobody uses, as 10.9.0.0/16", pool[0], b.Why)
 		}
+		for _, sentinels := range backend.Sentinels {
+			if sentinels.Contains(first) && sentinels.Bits() <= pool[0].Bits() {
+				return p.Errf("pool %s: its addresses are the sentinels', who have all of %s (sentinel/README.md): take another network, as 10.9.0.0/16", pool[0], sentinels)
+			}
+		}
 		for _, other := range *pools {
 			if other.Overlaps(pool[0]) {
 				return p.Errf("pool %s and pool %s overlap: write each address once", other, pool[0])
@@ -180,8 +188,10 @@ func (p *parser) setEgress(r *namedRoute, args []string) error {
 		addr, err := netip.ParseAddr(arg)
 		addr = addr.Unmap()
 		switch {
+		case arg == "masquerade":
+			return p.Errf("egress %s: it is either masquerade or addresses, not both", strings.Join(args, " "))
 		case err != nil:
-			return p.Errf("egress %q is not an address of this machine, and not the word masquerade, which stands alone", arg)
+			return p.noEgress(arg)
 		case addr.Zone() != "", addr.IsUnspecified(), addr.IsMulticast(), addr.IsLoopback(), addr.IsLinkLocalUnicast():
 			return p.Errf("egress %s: nobody elsewhere can answer such an address", arg)
 		case slices.ContainsFunc(r.egress, func(e netip.Addr) bool { return e.Is4() == addr.Is4() }):
@@ -191,6 +201,21 @@ func (p *parser) setEgress(r *namedRoute, args []string) error {
 	}
 	slices.SortFunc(r.egress, netip.Addr.Compare)
 	return nil
+}
+
+// noEgress says what is wrong with what is no address.
+func (p *parser) noEgress(arg string) error {
+	text, _, _ := strings.Cut(strings.Trim(arg, ",;"), "/")
+	if ap, err := netip.ParseAddrPort(text); err == nil {
+		text = ap.Addr().String()
+	}
+	if addr, err := netip.ParseAddr(strings.Trim(text, "[]")); err == nil {
+		return p.Errf("egress %q: write the address alone: %s", arg, addr)
+	}
+	if p.interfaceName(arg) == nil && !numeric(arg) {
+		return p.Errf("egress %q is not an address of this machine, and not the word masquerade; an interface belongs in: out %[1]s", arg)
+	}
+	return p.Errf("egress %q is not an address of this machine, and not the word masquerade", arg)
 }
 
 // A routeError is a contradiction in one route, and the line that it is in.
@@ -271,6 +296,11 @@ func (p *parser) settleRoutes() (err error) {
 		return p.errAt("route", "route: %v", err)
 	}
 	for _, r := range p.policy.routes {
+		for _, pattern := range r.patterns {
+			if !strings.ContainsAny(pattern, "*?") && !p.policy.opens(pattern) {
+				p.policy.warnings = append(p.policy.warnings, fmt.Sprintf("%s: route %s: names or except of this server block shut it out: it opens nothing, and has this route only where another name leads to it", r.place, pattern))
+			}
+		}
 		if len(r.ports) == 0 {
 			r.ports = p.policy.predicates.Ports
 		}

@@ -161,6 +161,9 @@ func strange(c byte) error {
 	if c == ' ' || c == '\t' {
 		return fmt.Errorf(`one pattern at a time, and without spaces around it: a space in a name is written \%03d`, c)
 	}
+	if c == ',' {
+		return fmt.Errorf(`%q is in no host name: patterns stand apart by blanks (in a file, by lines), without commas. If the name has this character, it is written \%03d`, c, c)
+	}
 	return fmt.Errorf(`%q is in no host name: write the name alone, or \%03d if the name has this character`, c, c)
 }
 

@@ -42,7 +42,7 @@ func TestRefused(t *testing.T) {
 		{"||example.org^", `\124`},
 		{"a@b.org", `\064`},
 		{"a\x00b.org", `\000`},
-		{"a,b", `','`},
+		{"a,b", `',' is in no host name: patterns stand apart by blanks (in a file, by lines), without commas. If the name has this character, it is written \044`},
 		{"0.0.0.0 example.org", "one pattern at a time"},
 		{"example.org\t", "one pattern at a time"},
 		{"bücher.example", "xn--bcher-kva.example"},

@@ -84,6 +84,9 @@ func seed(config Config) (all []anchor, err error) {
 		a := anchor{zone, filepath.Join(config.State, fmt.Sprintf("ipdestinationguard-anchor-%x.key", sum[:8]))}
 		if _, err := os.Stat(a.file); err != nil {
 			// In one step, or a start that is cut short would leave half of it.
+			if err := os.MkdirAll(filepath.Dir(a.file), 0o700); err != nil {
+				return nil, fmt.Errorf("trusted keys are kept in the state folder: %w", err)
+			}
 			fresh := a.file + ".new"
 			if err := os.WriteFile(fresh, []byte(text), 0o600); err != nil {
 				return nil, fmt.Errorf("trusted keys are kept in the state folder: %w", err)

@@ -273,7 +273,7 @@ func TestFloodOfOneAsker(t *testing.T) {
 func TestNewFails(t *testing.T) {
 	t.Parallel()
 	for _, config := range []Config{
-		{State: "/nowhere"},
+		{State: "/proc/nowhere"},
 		{State: t.TempDir(), Anchors: []string{"/nowhere/anchor"}},
 		{State: t.TempDir(), Negative: []string{"a..b"}},
 	} {
