@@ -47,11 +47,10 @@ func TestDemo(t *testing.T) {
 		"answer   198.18.1.1",
 		"open     connected",
 		"count    3",
-		"\ntable inet ipdestinationguard {\n",
-		"\tset ",
-		"elements = { 198.18.1.1 ",
+		"\tset allowed-local4 {\n",
 		"elements = { 192.0.2.2 }",
-		"admin-prohibited",
+		"\tset granted-local4 {\n",
+		"elements = { 198.18.1.1 ",
 		"\tchain output {\n",
 		"goto denied-output",
 		"2. A GUARDED NETWORK",
@@ -73,12 +72,28 @@ func TestDemo(t *testing.T) {
 		}
 		rest = rest[at+len(want):]
 	}
+	rules := 0
 	for line := range strings.Lines(out.String()) {
+		if strings.HasPrefix(line, "\t") {
+			rules++
+		}
 		if utf8.RuneCountInString(line) > 80+1 && !strings.HasPrefix(line, "\t") { // nft's lines are what they are
 			t.Errorf("too wide for a terminal: %s", line)
 		}
 		if strings.Contains(line, "\x1b") {
 			t.Errorf("colour where there is no terminal: %q", line)
+		}
+	}
+	if lines := strings.Count(out.String(), "\n"); rules > lines/2 {
+		t.Errorf("%d of %d lines are rules: who reads them?", rules, lines)
+	}
+}
+
+// As root, the socket would be where that of a real guard is.
+func TestDemoLeavesNoSocket(t *testing.T) {
+	for _, corefile := range []string{hostCorefile, gatewayCorefile} {
+		if !strings.Contains(corefile, "\n        admin off") {
+			t.Errorf("no admin off:\n%s", corefile)
 		}
 	}
 }

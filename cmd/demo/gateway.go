@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"net/netip"
-	"strings"
 	"syscall"
 
 	"github.com/miekg/dns"
@@ -21,6 +20,7 @@ const gatewayCorefile = `. {
         ttl 1s 1h
         margin 1s
         private *.shop.example     # as above
+        admin off
     }
     forward . 192.0.2.2
 }
@@ -54,12 +54,10 @@ func guardedNetwork(s *story, coredns string) error {
 	sc.outlive()
 	sc.stillTalks("The connection from before still talks.")
 	sc.refused("A new one to the same address.", client, shop4, syscall.EHOSTUNREACH)
-	table := sc.table(gatewayRules)
+	rules := sc.rules(gatewayRules, "chain forward")
 	sc.counted("How many connections has the world seen?")
 
 	s.say("The chain that does it, from nft list table inet ipdestinationguard:")
-	if at := strings.Index(table, "\tchain forward"); at >= 0 {
-		s.show(strings.TrimSuffix(table[at:], "}\n"), "")
-	}
+	s.show(rules, "")
 	return errors.Join(s.err, sc.close())
 }

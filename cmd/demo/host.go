@@ -25,6 +25,7 @@ const hostCorefile = `. {
         # The addresses of this demo are not the internet's. Such are
         # stripped from answers, unless a name may have them.
         private *.shop.example
+        admin off                  # no guardctl here
     }
     forward . 192.0.2.2
 }
@@ -61,10 +62,11 @@ func guardedHost(s *story, coredns string) error {
 	sc.refused("A new one to the same address.", host, shop4, syscall.EHOSTUNREACH)
 	sc.lookUp("The host asks for www.shop.example once more ...", host, "127.0.0.1", dns.TypeA)
 	sc.open("... and may connect again.", host, shop4)
-	table := sc.table(hostRules)
+	rules := sc.rules(hostRules, "set allowed-local4", "set granted-local4", "chain output")
 	sc.counted("How many connections has the world seen?")
 
-	s.say("This is what nft list table inet ipdestinationguard shows on the host:")
-	s.show(table, "")
+	s.say("What is allowed, what an answer has opened, and the chain that refuses the rest, " +
+		"from nft list table inet ipdestinationguard:")
+	s.show(rules, "")
 	return errors.Join(s.err, sc.close())
 }

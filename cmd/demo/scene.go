@@ -163,13 +163,19 @@ func (sc *scene) counted(what string) {
 	})
 }
 
-// table returns what nft list table prints on the guard.
-func (sc *scene) table(rules backend.Rules) string {
-	var text strings.Builder
+// rules returns the given parts of what nft list table prints on the guard.
+func (sc *scene) rules(rules backend.Rules, parts ...string) (text string) {
+	var table strings.Builder
 	if sc.err == nil {
-		sc.err = sc.guard.Do(func() error { return nft.Print(&text, rules) })
+		sc.err = sc.guard.Do(func() error { return nft.Print(&table, rules) })
 	}
-	return text.String()
+	for _, part := range parts {
+		if _, rest, found := strings.Cut(table.String(), "\n\t"+part+" {\n"); found {
+			inside, _, _ := strings.Cut(rest, "\n\t}\n")
+			text += "\t" + part + " {\n" + inside + "\n\t}\n"
+		}
+	}
+	return text
 }
 
 func dial(from *netlab.Host, network, addr string, port int) (net.Conn, error) {
