@@ -106,8 +106,8 @@ func TestBootRulesets(t *testing.T) {
 		}
 	}
 	for file, chains := range map[string][]string{
-		"boot-server.nft":  {"options-output", "output"},
-		"boot-gateway.nft": {"options-output", "output", "options-forward", "forward"},
+		"boot-server.nft":  {"alive", "options-output", "output"},
+		"boot-gateway.nft": {"alive", "options-output", "output", "options-forward", "forward"},
 	} {
 		t.Run(file, func(t *testing.T) {
 			// Over rules that are there already it must change nothing: they may be CoreDNS's.
