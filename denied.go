@@ -130,6 +130,10 @@ func (d *denied) judge(f *flowlog.Flow) (j judgement) {
 	case f.Invalid:
 		j.reason, j.text = belongsNowhere, "belongs to no connection that is known: forged, or late, or its answers go another way"
 		return j
+	case f.Bound:
+		j.reason = why.NoWay
+		j.name, j.text = d.guard.strayed(f.Addr)
+		return j
 	case f.Packet.SourceRouted:
 		j.reason, j.text = laidDown, "the sender has laid down its route, or may have: it has IP options or a routing header"
 		return j
@@ -155,7 +159,7 @@ func (d *denied) judge(f *flowlog.Flow) (j judgement) {
 func (d *denied) before(f *flowlog.Flow) *why.Knowledge {
 	const clock = 20 * time.Millisecond // how far the kernel's may be from ours
 	k := d.guard.knowledge()
-	k.Now = f.Last
+	k.Now, k.Stray = f.Last, nil // what strays is of another kind
 	all := d.guard.history.Of(f.Addr)
 	var earlier []why.Answer
 	since := map[backend.Key]bool{}

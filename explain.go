@@ -23,6 +23,7 @@ func (g *guard) knowledge() *why.Knowledge {
 	g.arming.Unlock()
 	return &why.Knowledge{
 		Rules: rules, InForce: g.inForce.Lookup, Answers: g.history.Of, Own: g.own, Mapped: g.routing.Load().owner,
+		Stray:  func(f *why.Flow) string { return g.stray(&rules, f) },
 		Margin: g.settings.Load().lease.Margin, Call: g.call, Now: g.now(),
 	}
 }
@@ -136,7 +137,8 @@ func (a *administration) verdict(k *why.Knowledge, f *why.Flow) admin.Verdict {
 	case f.Program != nil:
 		who = "user " + userName(f.Program.User)
 	}
-	audited = audited && !a.guard.trialEnds().After(k.Now)
+	nowhere := v.Reason == why.NoWay || v.Reason == why.Unassigned // which audit is not about
+	audited = audited && !nowhere && !a.guard.trialEnds().After(k.Now)
 	return admin.Verdict{
 		Hook: hook.String(), For: who, To: destinationText(f.Protocol, f.Port),
 		Passes: v.Passes || audited, Refused: !v.Passes, Reason: string(v.Reason), Text: v.Text,

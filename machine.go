@@ -21,6 +21,9 @@ type host struct {
 	// is a way to an address. Nil is no addresses, and a way to all.
 	addresses func() []netip.Prefix
 	leads     func(to netip.Addr, by identity.Way, now time.Time) bool
+
+	// leaves is by which interface a packet would leave now, if it would at all; nil is not known.
+	leaves func(identity.Packet) (out string, err error)
 }
 
 // surroundings are what the kernel knows of this machine's addresses and of its

@@ -54,6 +54,7 @@ var thisHost = host{
 
 	addresses: ownAddresses,
 	leads:     new(identity.Ways).Lead,
+	leaves:    identity.Leaves,
 }
 
 // self is this process as it was first asked for: at a reload, the program that brings it

@@ -57,12 +57,16 @@ type Kind struct {
 	Hook    Hook
 	Audited bool // they have passed, since the hook is in audit
 	Invalid bool // they belong to no connection: forged, or late, or the other half goes another way
+
+	// Bound: they must not leave but by their route, and that was not their way, or has gone.
+	// Their Addr is the mapped one.
+	Bound bool
 }
 
 // Kinds are all of them.
 var Kinds = []Kind{
-	{Output, false, false}, {Output, false, true}, {Output, true, false}, {Output, true, true},
-	{Forward, false, false}, {Forward, false, true}, {Forward, true, false}, {Forward, true, true},
+	{Hook: Output}, {Hook: Output, Invalid: true}, {Hook: Output, Audited: true}, {Hook: Output, Audited: true, Invalid: true}, {Hook: Output, Bound: true},
+	{Hook: Forward}, {Hook: Forward, Invalid: true}, {Hook: Forward, Audited: true}, {Hook: Forward, Audited: true, Invalid: true}, {Hook: Forward, Bound: true},
 }
 
 // String names a kind, as the prefix of what is shown to an NFLOG group does:
@@ -74,6 +78,9 @@ func (k Kind) String() string {
 	}
 	if k.Invalid {
 		name += "-invalid"
+	}
+	if k.Bound {
+		name += "-bound"
 	}
 	return name
 }

@@ -12,8 +12,8 @@ func TestKinds(t *testing.T) {
 		names = append(names, k.String())
 	}
 	want := []string{
-		"denied-output", "denied-output-invalid", "audited-output", "audited-output-invalid",
-		"denied-forward", "denied-forward-invalid", "audited-forward", "audited-forward-invalid",
+		"denied-output", "denied-output-invalid", "audited-output", "audited-output-invalid", "denied-output-bound",
+		"denied-forward", "denied-forward-invalid", "audited-forward", "audited-forward-invalid", "denied-forward-bound",
 	}
 	if !slices.Equal(names, want) {
 		t.Errorf("%q", names)

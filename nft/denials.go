@@ -28,7 +28,7 @@ func (b *Backend) Denied(ctx context.Context, each func(backend.Denial)) error {
 	defer s.close()
 	for _, hook := range guardedHooks(r) {
 		d := newDenial(r, hook)
-		for _, k := range d.kinds() {
+		for _, k := range d.kinds(true) {
 			for _, ipv4 := range []bool{true, false} {
 				err := s.dumpSet(r.Table, forVersion(k.String(), ipv4), func(data []byte) bool {
 					now := time.Now()
@@ -43,7 +43,7 @@ func (b *Backend) Denied(ctx context.Context, each func(backend.Denial)) error {
 					err = context.Cause(ctx) // the socket is of no use any more
 				}
 				if errors.Is(err, unix.ENOENT) {
-					continue // a reload has meanwhile taken the set away
+					continue // nothing is bound, or a reload has meanwhile taken the set away
 				}
 				if err != nil {
 					return explain(err)

@@ -39,6 +39,7 @@ type denial struct {
 	chain string       // whose rules refuse them
 	hook  backend.Hook // that the packets are counted for
 	audit bool
+	bound bool   // they must leave by their route only
 	shown uint16 // NFLOG group that some are shown to; 0 is none
 	how   []rule // what becomes of them in the end; the last one is for all
 }
@@ -66,8 +67,8 @@ func (rs *ruleset) addDenials(r backend.Rules) {
 	for _, hook := range guardedHooks(r) {
 		d := newDenial(r, hook)
 		rs.counters = append(rs.counters, d.counters()...)
-		rs.sets = append(rs.sets, d.sets()...)
-		rs.chains = slices.Concat(rs.chains, d.shared(), d.chains())
+		rs.sets = append(rs.sets, d.sets(rs.bound)...)
+		rs.chains = slices.Concat(rs.chains, d.shared(rs.bound), d.chains())
 	}
 }
 
@@ -96,17 +97,17 @@ func goTo(chain string) verdict {
 	return verdict{"goto " + chain, []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}}
 }
 
-// kinds are those of the hook that there can be.
-func (d *denial) kinds() []backend.Kind {
+// kinds are those of the hook that there can be, where connections may be bound to routes.
+func (d *denial) kinds(bound bool) []backend.Kind {
 	return slices.DeleteFunc(slices.Clone(backend.Kinds), func(k backend.Kind) bool {
-		return k.Hook != d.hook || k.Audited && !d.audit
+		return k.Hook != d.hook || k.Audited && !d.audit || k.Bound && !bound
 	})
 }
 
 // chains are those that the packets are sent to, each after those that its rules send
 // packets to.
 func (d *denial) chains() []chain {
-	denied := d.begin(backend.Kind{Hook: d.hook})
+	denied := d.begin(backend.Kind{Hook: d.hook, Bound: d.bound})
 	denied.rules = append(denied.rules, d.how...)
 	if !d.audit {
 		return []chain{denied}
@@ -126,15 +127,17 @@ func (d denial) unaudited() *denial {
 
 // begin begins a chain that all packets of a kind come to, and invalid ones.
 func (d *denial) begin(k backend.Kind) chain {
-	name, invalid := chainDenied, k
+	name, all, invalid := chainDenied, k, k
 	if k.Audited {
 		name = chainAudited
 	}
-	invalid.Invalid = true
-	return chain{name: name + "-" + d.chain, rules: append([]rule{
-		{"all packets", []match{countedBy(k.String())}, verdict{}},
-		{unconnected, []match{ctState("invalid")}, goTo(invalid.String())},
-	}, d.account(k)...)}
+	all.Bound, invalid.Invalid = false, true
+	c := chain{name: name + "-" + d.chain, rules: []rule{{"all packets", []match{countedBy(all.String())}, verdict{}}}}
+	if !k.Bound { // what is translated is of a connection
+		c.rules = append(c.rules, rule{unconnected, []match{ctState("invalid")}, goTo(invalid.String())})
+	}
+	c.rules = append(c.rules, d.account(k)...)
+	return c
 }
 
 const unconnected = "belongs to no connection"
@@ -150,8 +153,8 @@ func (d *denial) account(k backend.Kind) []rule {
 
 // shared are the chains that all denials of a hook have in common: those that list flows,
 // and where invalid packets end.
-func (d *denial) shared() (chains []chain) {
-	for _, k := range d.kinds() {
+func (d *denial) shared(bound bool) (chains []chain) {
+	for _, k := range d.kinds(bound) {
 		chains = append(chains, flowChain(k))
 		if !k.Invalid {
 			continue

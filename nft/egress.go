@@ -38,11 +38,13 @@ func routeChains(r *backend.Rules, anyBound bool) (first, last []chain) {
 		return first, last
 	}
 	if r.Gateway {
-		first = append(first, bound(chainBound, r, rejectNoHost))
+		elsewhere, gone := stray(r, backend.Forward, chainBound, rejectNoHost), stray(r, backend.Forward, chainBound+"-gone", drop)
+		first = append(slices.Concat(first, elsewhere.chains(), gone.chains()), bound(chainBound, r, elsewhere, gone))
 	}
 	if r.Local { // before, no packet on its way out tells which that is
 		name := chainBound + "-" + chainLeaving
-		first = append(first, bound(name, r, drop))
+		elsewhere := stray(r, backend.Output, name, drop)
+		first = append(append(first, elsewhere.chains()...), bound(name, r, elsewhere, elsewhere))
 		last = append(last, chain{chainLeaving, &leavingBase, isBound(name, hasDNAT, ctOriginal)})
 	}
 	return first, last

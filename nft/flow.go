@@ -20,8 +20,8 @@ const chainFlows = "flows"
 const flowsListed = 1 << 14
 
 // sets are those of flows.
-func (d *denial) sets() (sets []set) {
-	for _, k := range d.kinds() {
+func (d *denial) sets(bound bool) (sets []set) {
+	for _, k := range d.kinds(bound) {
 		comment := "flows lately refused"
 		if k.Audited {
 			comment = "flows that would lately have been refused, but for audit"
@@ -29,9 +29,12 @@ func (d *denial) sets() (sets []set) {
 		if k.Invalid {
 			comment += ": invalid packets"
 		}
+		if k.Bound {
+			comment += ": to mapped addresses, whose way is not that of their route"
+		}
 		for _, ipv4 := range []bool{true, false} {
 			sets = append(sets, set{
-				name: forVersion(k.String(), ipv4), comment: comment, key: flowKeys(k.Hook, ipv4)[0],
+				name: forVersion(k.String(), ipv4), comment: comment, key: flowKeys(k, ipv4)[0],
 				timeout: true, dynamic: true, size: flowsListed, gc: lingerGC,
 			})
 		}
@@ -42,14 +45,18 @@ func (d *denial) sets() (sets []set) {
 // flowKeys are the ways to make a flow's key out of a packet, in the order of what they
 // say of it: where it has ports or none, and was sent by a program or by the kernel.
 // Packets lack what they have nothing of, and then the rule ends.
-func flowKeys(h backend.Hook, ipv4 bool) (keys []selector) {
+func flowKeys(k backend.Kind, ipv4 bool) (keys []selector) {
+	to := destination(ipv4)
+	if k.Bound { // these have been translated
+		to = originally(ipv4)[0]
+	}
 	for _, port := range []field{toPort, noPort} {
-		if h == backend.Forward {
-			keys = append(keys, selector{fromIndex, source(ipv4), destination(ipv4), transport, port})
+		if k.Hook == backend.Forward {
+			keys = append(keys, selector{fromIndex, source(ipv4), to, transport, port})
 			continue
 		}
 		for _, user := range []field{bySocketOf, noUser} {
-			keys = append(keys, selector{user, destination(ipv4), transport, port})
+			keys = append(keys, selector{user, to, transport, port})
 		}
 	}
 	return keys
@@ -73,9 +80,9 @@ var withPorts = protocols("tcp, udp, dccp, sctp, udplite", unix.IPPROTO_TCP, uni
 // flowChain lists a packet's flow, or counts it as one there is no room for.
 func flowChain(k backend.Kind) chain {
 	c := chain{name: chainFlows + "-" + k.String()}
-	for i := range flowKeys(k.Hook, true) {
+	for i := range flowKeys(k, true) {
 		for _, ipv4 := range []bool{true, false} {
-			key := flowKeys(k.Hook, ipv4)[i]
+			key := flowKeys(k, ipv4)[i]
 			list := countEach(forVersion(k.String(), ipv4), key, backend.ListedFor)
 			r := rule{commentOf(key), []match{list}, goBack}
 			if key[len(key)-1].text == toPort.text {

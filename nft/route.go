@@ -254,20 +254,20 @@ func isBound(to string, conditions ...match) (rules []rule) {
 
 // bound is the chain for those. Where a route has gone, or an address has none for the moment,
 // packets of live connections wait, and leave no other way.
-func bound(name string, r *backend.Rules, otherwise verdict) chain {
+func bound(name string, r *backend.Rules, elsewhere, gone *denial) chain {
 	return chain{name, nil, append(eachVersion(r.Routes, func(route *backend.Route, ipv4 bool) []rule {
 		of := originally(ipv4).in(routeName(route.Name, ipv4, r.Book))
 		switch {
 		case route.Out != "":
 			return []rule{
 				{"leaves by its route", []match{of, out(route.Out)}, goBack},
-				{"leaves by no other interface", []match{of}, otherwise},
+				{"leaves by no other interface", []match{of}, elsewhere.verdict()},
 			}
 		case route.Mark != 0:
 			return []rule{{"leaves by its route", []match{of}, goBack}}
 		}
 		return nil
-	}), rule{"its route is not there any more", []match{liveConnection}, drop})}
+	}), rule{"its route is not there any more", []match{liveConnection}, gone.verdict()})}
 }
 
 // begin is what the guarded chain of the path begins with. Packets of live connections that

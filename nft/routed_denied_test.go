@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"net"
 	"net/netip"
 	"testing"
 
@@ -51,6 +52,72 @@ func TestRoutedDenials(t *testing.T) {
 			for f, wanted := range want {
 				if wanted && !got[f] {
 					t.Errorf("not listed: %v", f)
+				}
+			}
+			n.tallies()
+		})
+	}
+}
+
+// What must leave by its route, and would leave another way, is listed by its mapped address, new
+// or of a live connection, be that since another way leads there or since the address has no route.
+// Audit is not about it.
+func TestRoutedOutDenials(t *testing.T) {
+	for name, audit := range map[string]bool{"refused": false, "in audit": true} {
+		t.Run(name, func(t *testing.T) {
+			n := routedNetwork(t)
+			r := outRules(t)
+			r.AuditLocal, r.AuditGateway = audit, audit
+			n.guard(r)
+			defer n.dump()
+			n.uplink(77)
+			const elsewhere, gone, lost = 1, 2, 3
+			lan0, err := net.InterfaceByName("lan0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			senders := n.senders()
+			n.mapTo("out", elsewhere, 1)
+			n.mapTo("tun", gone, 2)
+			n.mapTo("tun", lost, 3)
+			live := map[int][]net.Conn{}
+			for _, s := range senders {
+				for number := elsewhere; number <= lost; number++ {
+					n.openMapped(number, s.holder)
+				}
+				n.unreached(s, toMapped(elsewhere, 443)...)
+				for _, a := range both(mappedAddrs(elsewhere)) {
+					n.raw(s, 253, a, []byte("x"), 1)
+				}
+				for _, number := range []int{gone, lost} {
+					live[number] = append(live[number], n.dialsBoth(s, toMapped(number, 443)...)...)
+				}
+			}
+			n.unmap(gone)
+			n.talks(false, live[gone]...)
+			n.noUplink()
+			n.talks(false, live[lost]...)
+
+			listed := n.listed()
+			for path, hook := range map[string]backend.Hook{"local": backend.Output, "forwarded": backend.Forward} {
+				for number := elsewhere; number <= lost; number++ {
+					for i, addr := range both(mappedAddrs(number)) {
+						for protocol, port := range map[uint8]uint16{unix.IPPROTO_TCP: 443, unix.IPPROTO_UDP: 443, 253: 0} {
+							f := backend.Flow{Kind: backend.Kind{Hook: hook, Bound: true}, Protocol: protocol, Addr: addr, Port: port}
+							if hook == backend.Forward {
+								f.Interface, f.Client = uint32(lan0.Index), netip.MustParseAddr(senders[path].as[i])
+							}
+							if d := listed[f]; (d.Packets > 0) != (number == elsewhere || protocol != 253) {
+								t.Errorf("%v: %d packets", f, d.Packets)
+							}
+							delete(listed, f)
+						}
+					}
+				}
+			}
+			for f := range listed {
+				if f.Bound {
+					t.Errorf("listed: %v", f)
 				}
 			}
 			n.tallies()

@@ -32,6 +32,15 @@ func (p *path) atOnce() *denial {
 	return &d
 }
 
+// stray is what becomes of packets that must leave by their route only and have another way: also
+// in audit. None is shown, since it has the real address by now.
+func stray(r *backend.Rules, hook backend.Hook, chain string, how verdict) *denial {
+	d := newDenial(*r, hook)
+	d.chain, d.bound, d.audit, d.shown = chain, true, false, 0
+	d.how = []rule{{"has no other way", nil, how}}
+	return &d
+}
+
 func (p *path) refuseAtOnce(comment string, conditions ...match) []rule {
 	return []rule{{comment, conditions, p.atOnce().verdict()}}
 }

@@ -184,6 +184,25 @@ func (b *Book) NameOf(mapped netip.Addr) (name string, ok bool) {
 	return name, true
 }
 
+// Leads returns the route that a mapped address leaves by, and the real address that stands
+// behind it, as the book has it: none where that is not known.
+func (b *Book) Leads(mapped netip.Addr) (route string, real netip.Addr, ok bool) {
+	at := ip(mapped.As16())
+	e := b.pages[version(mapped.Unmap())].get(at)
+	if !e.real() {
+		return "", real, false
+	}
+	route, _ = e.names()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, s := range e.slots {
+		if s.mapped == at && s.real != (ip{}) {
+			real = netip.AddrFrom16(s.real).Unmap()
+		}
+	}
+	return route, real, true
+}
+
 // Use tells the book which routes there are now, for Len to count their free addresses and
 // no others.
 func (b *Book) Use(routes []*Route) {

@@ -59,6 +59,7 @@ const (
 	DNSPort       Reason = "dns_port"
 	OthersAsk     Reason = "others_ask" // resolvers that only CoreDNS may ask
 	Unassigned    Reason = "unassigned" // an address of a route's pool that no name has
+	NoWay         Reason = "no_way"     // than another one than that of its route, which it must not take
 )
 
 // A Verdict is what becomes of a flow, and why.
@@ -86,6 +87,10 @@ type Knowledge struct {
 	// Mapped returns whose address of a route's pool it is. Without it, each such address is
 	// taken for somebody's.
 	Mapped func(netip.Addr) (name string, ok bool)
+
+	// Stray says why what begins a connection to a mapped address would not leave by its route,
+	// or nothing where it would, or that is not known. Nil is never.
+	Stray func(*Flow) string
 
 	Margin time.Duration              // for the text
 	Call   func(backend.Scope) string // what people call a holder; nil is as it is
@@ -147,6 +152,11 @@ func (k *Knowledge) mapped(f *Flow) Verdict {
 		return refuse(Unassigned, "unassigned: an address of a route's pool that no name has now")
 	}
 	v := k.opened(f)
+	if v.Passes && k.Stray != nil {
+		if text := k.Stray(f); text != "" {
+			v.Passes, v.Reason, v.Text = false, NoWay, text
+		}
+	}
 	v.Text = fmt.Sprintf("mapped address of %s: %s", Plain(name), v.Text)
 	return v
 }

@@ -216,6 +216,15 @@ func TestExplainMapped(t *testing.T) {
 			t.Errorf("%s: %+v, want %s: %s", tt.to, v, tt.want, tt.text)
 		}
 	}
+	k.Stray = func(f *Flow) string { return f.To.String() + " strays" }
+	for to, want := range map[string]Verdict{
+		mapped:  {Reason: NoWay, Text: "mapped address of www.example.com: " + mapped + " strays"},
+		unknown: {Reason: NeverResolved, Text: "mapped address of www.example.com: never resolved here"},
+	} {
+		if v := k.Explain(&Flow{To: addr(to), Protocol: tcp, Port: 443}); v.Passes || v.Reason != want.Reason || v.Text != want.Text {
+			t.Errorf("%s: %+v, want %+v", to, v, want)
+		}
+	}
 	k.Mapped = nil
 	if v := k.Explain(&Flow{To: addr(mapped), Protocol: tcp, Port: 443}); !v.Passes {
 		t.Errorf("%+v", v)

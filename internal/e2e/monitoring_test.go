@@ -109,7 +109,7 @@ func TestDashboardShowsWhatPrometheusHas(t *testing.T) {
 			}
 		}
 	}
-	if n < 9 {
+	if n < 10 {
 		t.Errorf("%d alerts are loaded", n)
 	}
 }

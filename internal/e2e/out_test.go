@@ -1,12 +1,16 @@
 package e2e
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/admin"
 )
 
 // secondUplink is another link between the guard and the world, wan7 here and eth7 there.
@@ -36,7 +40,8 @@ var outNames = []outName{
 }
 
 // A route with `out` and no mark goes where the machine's own routing leads, by that interface.
-// When it leads elsewhere, nothing goes there: live connections wait, new ones fail.
+// When it leads elsewhere, nothing goes there: live connections wait, new ones fail, and it is
+// said why, also before.
 func TestRouteOut(t *testing.T) {
 	eachMode(t, func(w *world, mode mode) {
 		w.mirror(w.world)
@@ -54,26 +59,27 @@ func TestRouteOut(t *testing.T) {
 			m.atlas.addrs(n.name, 3600, n.real4, n.real6)
 		}
 		x := m.tap() // of the first uplink
-		m.start(m.corefile(mode.name,
+		path, admin := m.socket()
+		m.start(m.corefile(mode.name, admin,
 			m.route("bare.test", "out wan7"),
 			m.route("fixed.test", "out wan7", "egress 198.51.100.8 2001:db8:100::8"),
 			m.route("free.test")))
 		guarded, _ := mode.parties(w)
 		for _, p := range guarded {
 			for _, way := range waysToSecondUplink {
-				m.losesItsWay(p, names, x, way)
+				m.losesItsWay(p, names, x, way, path)
 			}
 		}
 	})
 }
 
-func (m *mappedWorld) losesItsWay(p party, names []outName, first *wire, way string) {
+func (m *mappedWorld) losesItsWay(p party, names []outName, first *wire, way, socket string) {
 	m.Helper()
 	m.shell(m.guard, way, "add")
-	type target struct{ addr, real, source string }
+	type target struct{ name, addr, real, source string }
 	var bound, others []target
 	for _, n := range names {
-		for _, t := range []target{{real: n.real4, source: n.source4}, {real: n.real6, source: n.source6}} {
+		for _, t := range []target{{name: n.name, real: n.real4, source: n.source4}, {name: n.name, real: n.real6, source: n.source6}} {
 			answer, err := m.ask(p.Host, p.resolver(t.real), n.name, typeFor(t.real))
 			m.must(err)
 			if t.addr = addresses(answer)[0]; t.source != "" {
@@ -89,6 +95,7 @@ func (m *mappedWorld) losesItsWay(p party, names []outName, first *wire, way str
 	goes := func(when string) (live []net.Conn) {
 		m.Helper()
 		for _, t := range bound {
+			m.saysWay(p, socket, t.addr, true, "")
 			s, conn := m.watch(p.Host, t.addr)
 			if want := (sight{t.real, t.source}); s != want {
 				m.Errorf("%s, %s, %s: the server sees %v, want %v", p.Name(), way, when, s, want)
@@ -122,6 +129,9 @@ func (m *mappedWorld) losesItsWay(p party, names []outName, first *wire, way str
 		}
 	}
 	wg.Wait()
+	for _, t := range bound {
+		m.saysWay(p, socket, t.addr, false, t.name)
+	}
 	for _, t := range others {
 		before := byFirst(t)
 		for _, network := range networks {
@@ -143,4 +153,42 @@ func (m *mappedWorld) losesItsWay(p party, names []outName, first *wire, way str
 		}
 	}
 	m.shell(m.guard, way, "del")
+}
+
+// saysWay fails the test unless it is said that an address has a way out, or that it has none and
+// is denied therefore, as the name's.
+func (m *mappedWorld) saysWay(p party, socket, addr string, has bool, name string) {
+	m.Helper()
+	c, hook := m.asks(socket), "output"
+	q := admin.ExplainQuery{Address: mustAddr(addr)}
+	if p.Host == m.client {
+		if hook, q.Client = "forward", mustAddr("192.168.50.2"); !q.Address.Is4() {
+			q.Client = mustAddr("fd50::2")
+		}
+	}
+	e, err := c.Explain(m.Context(), q)
+	m.must(err)
+	const text = "its route leaves by wan7 only, and the kernel's way is by wan0: wan7 is down, or no ip rule leads there"
+	for _, v := range e.Addresses[0].Verdicts {
+		if v.Hook == hook && (v.Passes != has || (v.Reason == "no_way") == has || !has && !strings.HasSuffix(v.Text, text)) {
+			m.Errorf("%s to %s, which has a way: %v: %+v", p.Name(), addr, has, v)
+		}
+	}
+	if has {
+		return
+	}
+	var got []admin.Denied
+	m.eventually(fmt.Sprintf("it is told that %s to %s has no way, new or live, over TCP and UDP", p.Name(), addr), func() bool {
+		list, err := c.Denied(m.Context(), admin.DeniedQuery{})
+		m.must(err)
+		got = slices.DeleteFunc(list.Flows, func(d admin.Denied) bool {
+			return d.Address.String() != addr || d.Hook != hook || d.Reason != "no_way"
+		})
+		return len(got) >= 2
+	})
+	for _, d := range got {
+		if d.Name != strings.TrimSuffix(name, ".") || d.Packets == 0 || d.Audit || !strings.Contains(d.Text, "wan7 is down") {
+			m.Errorf("%s to %s: %+v", p.Name(), addr, d)
+		}
+	}
 }
