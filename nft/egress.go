@@ -38,7 +38,8 @@ func routeChains(r *backend.Rules, anyBound bool) (first, last []chain) {
 		return first, last
 	}
 	if r.Gateway {
-		first = append(first, bound(chainBound, r, rejectNoHost))
+		noWay := chain{name: chainNoWay, rules: []rule{unanswered, {"leaves by no other interface", nil, rejectNoHost}}}
+		first = append(first, noWay, bound(chainBound, r, goTo(chainNoWay)))
 	}
 	if r.Local { // before, no packet on its way out tells which that is
 		name := chainBound + "-" + chainLeaving

@@ -30,6 +30,7 @@ const (
 	chainLeaving   = "leaving"
 	chainEgress    = "egress"
 	chainBound     = "bound"
+	chainNoWay     = "no-way"
 	chainAtOnce    = "at-once"
 
 	setMapped = "mapped"
@@ -274,8 +275,8 @@ func bound(name string, r *backend.Rules, otherwise verdict) chain {
 // are translated are let through with all others if they can be; else apart from them, since
 // what grants of their real addresses say is not about them.
 func (p *path) begin(o *opening, alive []rule) []rule {
-	if p.swift(o) {
-		return slices.Concat(o.straight(), p.bindings(), alive, p.translated())
+	if p.swift(o) { // bindings first: in audit, all else lets pass
+		return slices.Concat(p.bindings(), o.straight(), alive, p.translated())
 	}
 	return slices.Concat(p.translated(), o.straight(), alive)
 }
