@@ -9,11 +9,26 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
-// routeChains are those for routes that all paths share.
+// routeChains are those for routes that all paths share, and for connections that are bound to
+// routes of before.
 func routeChains(r *backend.Rules, anyBound bool) (first, last []chain) {
-	if len(r.Routes) == 0 {
-		return nil, nil
+	if len(r.Routes) > 0 {
+		last = leavingChains(r)
 	}
+	if anyBound && r.Gateway {
+		noWay := chain{name: chainNoWay, rules: []rule{unanswered, {"leaves by no other interface", nil, rejectNoHost}}}
+		first = append(first, noWay, bound(chainBound, r, goTo(chainNoWay)))
+	}
+	if anyBound && r.Local { // before, no packet on its way out tells which that is
+		name := chainBound + "-" + chainLeaving
+		first = append(first, bound(name, r, drop))
+		last = append(last, chain{chainLeaving, &leavingBase, isBound(name, hasDNAT, ctOriginal)})
+	}
+	return first, last
+}
+
+// leavingChains are for what arrives here, and what has a route out.
+func leavingChains(r *backend.Rules) []chain {
 	arriving := &path{rules: r, forward: r.Gateway}
 	own := chain{name: chainOwn, base: &ownBase}
 	if r.Gateway && r.Capture != 0 {
@@ -33,20 +48,7 @@ func routeChains(r *backend.Rules, anyBound bool) (first, last []chain) {
 		}
 		return []rule{{"leaves as its route says", []match{hasDNAT, originally(ipv4).in(routeName(route.Name, ipv4, r.Book))}, v}}
 	})}
-	last = []chain{own, egress}
-	if !anyBound {
-		return first, last
-	}
-	if r.Gateway {
-		noWay := chain{name: chainNoWay, rules: []rule{unanswered, {"leaves by no other interface", nil, rejectNoHost}}}
-		first = append(first, noWay, bound(chainBound, r, goTo(chainNoWay)))
-	}
-	if r.Local { // before, no packet on its way out tells which that is
-		name := chainBound + "-" + chainLeaving
-		first = append(first, bound(name, r, drop))
-		last = append(last, chain{chainLeaving, &leavingBase, isBound(name, hasDNAT, ctOriginal)})
-	}
-	return first, last
+	return []chain{own, egress}
 }
 
 var (

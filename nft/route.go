@@ -94,10 +94,10 @@ func originOf(set string) (o backend.Origin, ok bool) {
 // is. They have no size, though nothing comes in when MaxMappings are there: for a set with
 // one and without timeouts, the kernel takes memory for so many from the beginning.
 func mappings(r *backend.Rules, bound bool) (sets []set) {
-	if len(r.Routes) == 0 {
-		return nil
-	}
 	for _, ipv4 := range versions {
+		if len(r.Routes) == 0 {
+			break
+		}
 		sets = append(sets, set{
 			name: mappedName(ipv4, r.Book), comment: "what real address stands behind a mapped one",
 			key: selector{destination(ipv4)}, data: destination(ipv4).key, kept: true,
@@ -275,7 +275,7 @@ func bound(name string, r *backend.Rules, otherwise verdict) chain {
 // are translated are let through with all others if they can be; else apart from them, since
 // what grants of their real addresses say is not about them.
 func (p *path) begin(o *opening, alive []rule) []rule {
-	if p.swift(o) { // bindings first: in audit, all else lets pass
+	if p.swift(o) || len(p.rules.Routes) == 0 { // bindings first: in audit, all else lets pass
 		return slices.Concat(p.bindings(), o.straight(), alive, p.translated())
 	}
 	return slices.Concat(p.translated(), o.straight(), alive)
