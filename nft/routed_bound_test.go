@@ -22,10 +22,10 @@ func TestRoutedBoundWithoutRoutes(t *testing.T) {
 				defer n.dump()
 				n.byTun(true)
 				s := n.senders()[path]
-				n.mapTo("out", 1, 1)
-				n.openMapped(1, s.holder)
-				live := n.dialsBoth(s, toMapped(1, 443)...)
-				sniffed := n.counts("wan")
+				n.mapTo("out", 9, 1)
+				n.openMapped(9, s.holder)
+				live := n.dialsBoth(s, toMapped(9, 443)...)
+				sniffed := n.countsTo("wan", append(both(addrs(1)), both(mappedAddrs(9))...))
 				without := r
 				without.Routes, without.Book = nil, ""
 				n.reopen(without)
@@ -43,16 +43,16 @@ func TestRoutedBoundWithoutRoutes(t *testing.T) {
 				}
 				n.byTun(true)
 				n.reopen(r)
-				n.mapTo("out", 1, 1)
+				n.mapTo("out", 9, 1)
 				n.comesBack(live...)
 
 				// What has another route meanwhile is not bound any more.
 				n.reopen(without)
 				r.Routes = append(r.Routes, backend.Route{Name: "masked", Pools: poolsOfTests})
 				n.reopen(r)
-				n.mapTo("masked", 1, 1)
+				n.mapTo("masked", 9, 1)
 				n.byTun(false)
-				n.seen(s, 1, 1, from4, from6)
+				n.seen(s, 9, 1, from4, from6)
 			})
 		}
 	}
