@@ -180,18 +180,19 @@ func (s *strangers) has(mapped netip.Addr) bool {
 	return contains(s.pools, mapped) && contains(s.networks, mapped)
 }
 
-// endStrangers ends the connections to addresses that the book knows nothing of: it is new, or
-// another one has been in its place.
-func (g *guard) endStrangers(routes []*namedRoute) error {
-	var all []strangers
+// strangersOf are those of routes whose book is new, or another one has been in its place.
+func strangersOf(routes []*namedRoute) (all []strangers) {
 	for _, r := range routes {
 		if networks := r.book.Strange(); networks != nil {
 			all = append(all, strangers{r, networks})
 		}
 	}
-	if all == nil {
-		return nil
-	}
+	return all
+}
+
+// endStrangers ends the connections to addresses that books know nothing of. Nobody may give
+// out any meanwhile.
+func (g *guard) endStrangers(all []strangers) error {
 	ended := 0
 	err := g.router.Connections(context.Background(), func(mapped, _ netip.Addr) bool {
 		strange := slices.ContainsFunc(all, func(s strangers) bool { return s.has(mapped) })

@@ -48,6 +48,7 @@ type guard struct {
 
 	router  backend.Router // the backend, if it is one
 	routing atomic.Pointer[routing]
+	givers  givers
 	books   books
 	cuts    *cuts
 	unused  atomic.Int64 // the longest that any settings have had: see settings.unused

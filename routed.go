@@ -36,13 +36,16 @@ func (q *query) routed(m, said *dns.Msg, scope backend.Scope) (out *dns.Msg, don
 	if !translated {
 		return m, true, nil // and what it gives is not opened either
 	}
-	if r, err = g.awaitRoute(q.Context, r, by); err != nil {
-		return nil, true, err
+	for {
+		if r, err = g.awaitRoute(q.Context, r, by); err != nil {
+			return nil, true, err
+		}
+		// The addresses are of the name that was asked for, whichever on the way has the route:
+		// else whoever answers for an alias could say where another name's addresses lead.
+		if out, err = q.rewritten(m, said, scope, r, by, local); err != errTakenOver {
+			return out, true, err
+		}
 	}
-	// The addresses are of the name that was asked for, whichever on the way has the route:
-	// else whoever answers for an alias could say where another name's addresses lead.
-	out, err = q.rewritten(m, said, scope, r, by, local)
-	return out, true, err
 }
 
 // chain is where the question leads by m.
@@ -77,6 +80,11 @@ func (q *query) rewritten(m, said *dns.Msg, scope backend.Scope, r *namedRoute, 
 	if !r.literal || p.of(name) == nil {
 		asker = g.share(scope)
 	}
+	done, err := g.give(r)
+	if err != nil {
+		return nil, err
+	}
+	defer done.RUnlock()
 	mapped, err := g.mapped(q.Context, r, name, by, asker, real)
 	if err != nil {
 		refusedOf(err).Inc()

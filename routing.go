@@ -2,8 +2,11 @@ package ipdestinationguard
 
 import (
 	"context"
+	"errors"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
@@ -93,6 +96,49 @@ func (g *guard) awaitRoute(ctx context.Context, r *namedRoute, name string) (*na
 	}
 }
 
+// errTakenOver says that a route has been taken over by another since.
+var errTakenOver = errors.New("another Corefile has taken the route over")
+
+// givers are answers that give out mapped addresses at this moment. Nearly all answers come by
+// here, so they are spread.
+type givers [16]struct {
+	sync.RWMutex
+	_ [64 - 24]byte
+}
+
+// give holds off that other books take over until done is unlocked, if the route is in force.
+func (g *guard) give(r *namedRoute) (done *sync.RWMutex, err error) {
+	done = &g.givers[rand.N(len(g.givers))].RWMutex
+	done.RLock()
+	if !g.routing.Load().routes[r] {
+		done.RUnlock()
+		return nil, errTakenOver
+	}
+	return done, nil
+}
+
+// pause has answers wait for other routes than those that were, and returns when none gives
+// out an address of theirs any more.
+func (g *guard) pause(was *routing) *routing {
+	t := newRouting()
+	t.pools, t.classes, t.book = was.pools, was.classes, was.book
+	g.routing.Store(t)
+	close(was.changed)
+	for i := range g.givers {
+		g.givers[i].Lock()
+		g.givers[i].Unlock() //lint:ignore SA2001 to have waited is all
+	}
+	return t
+}
+
+// resume goes on as before the pause.
+func (g *guard) resume(was, paused *routing) {
+	t := *was
+	t.changed = make(chan struct{})
+	g.routing.Store(&t)
+	close(paused.changed)
+}
+
 // bridge are the routes of a Corefile, and those of the one before, which go on until their
 // names have other routes.
 func bridge(routes, before []backend.Route) []backend.Route {
@@ -116,8 +162,13 @@ func (g *guard) takeOver(s *settings) error {
 	if len(routes) == 0 && len(was.pools) == 0 {
 		return nil
 	}
-	if err := g.endStrangers(routes); err != nil {
-		return err
+	last := was
+	if all := strangersOf(routes); all != nil {
+		last = g.pause(was)
+		if err := g.endStrangers(all); err != nil {
+			g.resume(was, last)
+			return err
+		}
 	}
 	g.unused.Store(max(g.unused.Load(), int64(s.unused())))
 	t := newRouting()
@@ -144,7 +195,7 @@ func (g *guard) takeOver(s *settings) error {
 	// Names that are asked for from here on have their new route, and then addresses of
 	// before besides; the other way round, they might have some of a route that goes.
 	g.routing.Store(t)
-	close(was.changed)
+	close(last.changed)
 	if was.book != "" && was.book != t.book {
 		t.restore()
 	}

@@ -9,11 +9,27 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
-// routeChains are those for routes that all paths share.
+// routeChains are those for routes that all paths share, and for connections that are bound to
+// routes of before.
 func routeChains(r *backend.Rules, anyBound bool) (first, last []chain) {
-	if len(r.Routes) == 0 {
-		return nil, nil
+	if len(r.Routes) > 0 {
+		last = leavingChains(r)
 	}
+	if anyBound && r.Gateway {
+		elsewhere, gone := stray(r, backend.Forward, chainBound, rejectNoHost), stray(r, backend.Forward, chainBound+"-gone", drop)
+		first = append(append(elsewhere.chains(), gone.chains()...), bound(chainBound, r, elsewhere, gone))
+	}
+	if anyBound && r.Local { // before, no packet on its way out tells which that is
+		name := chainBound + "-" + chainLeaving
+		elsewhere := stray(r, backend.Output, name, drop)
+		first = append(append(first, elsewhere.chains()...), bound(name, r, elsewhere, elsewhere))
+		last = append(last, chain{chainLeaving, &leavingBase, isBound(name, hasDNAT, ctOriginal)})
+	}
+	return first, last
+}
+
+// leavingChains are for what arrives here, and what has a route out.
+func leavingChains(r *backend.Rules) []chain {
 	arriving := &path{rules: r, forward: r.Gateway}
 	own := chain{name: chainOwn, base: &ownBase}
 	if r.Gateway && r.Capture != 0 {
@@ -33,21 +49,7 @@ func routeChains(r *backend.Rules, anyBound bool) (first, last []chain) {
 		}
 		return []rule{{"leaves as its route says", []match{hasDNAT, originally(ipv4).in(routeName(route.Name, ipv4, r.Book))}, v}}
 	})}
-	last = []chain{own, egress}
-	if !anyBound {
-		return first, last
-	}
-	if r.Gateway {
-		elsewhere, gone := stray(r, backend.Forward, chainBound, rejectNoHost), stray(r, backend.Forward, chainBound+"-gone", drop)
-		first = append(slices.Concat(first, elsewhere.chains(), gone.chains()), bound(chainBound, r, elsewhere, gone))
-	}
-	if r.Local { // before, no packet on its way out tells which that is
-		name := chainBound + "-" + chainLeaving
-		elsewhere := stray(r, backend.Output, name, drop)
-		first = append(append(first, elsewhere.chains()...), bound(name, r, elsewhere, elsewhere))
-		last = append(last, chain{chainLeaving, &leavingBase, isBound(name, hasDNAT, ctOriginal)})
-	}
-	return first, last
+	return []chain{own, egress}
 }
 
 var (

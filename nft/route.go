@@ -93,15 +93,6 @@ func originOf(set string) (o backend.Origin, ok bool) {
 // is. They have no size, though nothing comes in when MaxMappings are there: for a set with
 // one and without timeouts, the kernel takes memory for so many from the beginning.
 func mappings(r *backend.Rules, bound bool) (sets []set) {
-	if len(r.Routes) == 0 {
-		return nil
-	}
-	for _, ipv4 := range versions {
-		sets = append(sets, set{
-			name: mappedName(ipv4, r.Book), comment: "what real address stands behind a mapped one",
-			key: selector{destination(ipv4)}, data: destination(ipv4).key, kept: true,
-		})
-	}
 	if bound {
 		for _, ipv4 := range versions {
 			sets = append(sets, set{
@@ -109,6 +100,15 @@ func mappings(r *backend.Rules, bound bool) (sets []set) {
 				key: selector{destination(ipv4)}, kept: true,
 			})
 		}
+	}
+	if len(r.Routes) == 0 {
+		return sets
+	}
+	for _, ipv4 := range versions {
+		sets = append(sets, set{
+			name: mappedName(ipv4, r.Book), comment: "what real address stands behind a mapped one",
+			key: selector{destination(ipv4)}, data: destination(ipv4).key, kept: true,
+		})
 	}
 	for i := range r.Routes {
 		for _, ipv4 := range versions {
@@ -274,8 +274,8 @@ func bound(name string, r *backend.Rules, elsewhere, gone *denial) chain {
 // are translated are let through with all others if they can be; else apart from them, since
 // what grants of their real addresses say is not about them.
 func (p *path) begin(o *opening, alive []rule) []rule {
-	if p.swift(o) {
-		return slices.Concat(o.straight(), p.bindings(), alive, p.translated())
+	if p.swift(o) || len(p.rules.Routes) == 0 { // bindings first: in audit, all else lets pass
+		return slices.Concat(p.bindings(), o.straight(), alive, p.translated())
 	}
 	return slices.Concat(p.translated(), o.straight(), alive)
 }

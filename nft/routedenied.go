@@ -37,7 +37,7 @@ func (p *path) atOnce() *denial {
 func stray(r *backend.Rules, hook backend.Hook, chain string, how verdict) *denial {
 	d := newDenial(*r, hook)
 	d.chain, d.bound, d.audit, d.shown = chain, true, false, 0
-	d.how = []rule{{"has no other way", nil, how}}
+	d.how = []rule{unanswered, {"has no other way", nil, how}}
 	return &d
 }
 

@@ -90,7 +90,7 @@ func newRuleset(r backend.Rules) ruleset {
 
 // binding is the ruleset where connections are left that are bound to routes of before.
 func (rs ruleset) binding() ruleset {
-	b := buildRuleset(rs.rules, len(rs.rules.Routes) > 0)
+	b := buildRuleset(rs.rules, true)
 	b.trial = rs.trial
 	return b
 }

@@ -72,6 +72,7 @@ func (w *writer) arm(r backend.Rules) error {
 		}
 		if try == 0 {
 			stood = before
+			w.mapped.strange = w.mapped.strange || stood.bound && len(w.rules.Routes) == 0
 		}
 		lost = lost || !kept
 		w.rules, w.grants, w.opened, w.broken = r, rs.grants, true, nil
