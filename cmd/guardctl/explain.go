@@ -27,12 +27,12 @@ The exit code is 0 if all of it passes, and 3 if any is refused.`,
 		Example: `  guardctl explain api.example.com
   guardctl explain 192.0.2.7 --client 192.168.0.9 --to tcp/8443
   guardctl explain 192.0.2.7 --user www-data --unit nginx.service`,
-		Args: cobra.ExactArgs(1),
+		Args: one("a name or an address", "guardctl explain api.example.com"),
 		RunE: works(func(cmd *cobra.Command, args []string) (err error) {
 			if addr, ok := isAddress(args[0]); ok {
 				q.Address = addr.Unmap().WithZone("")
-			} else {
-				q.Name = args[0]
+			} else if q.Name, err = isName(args[0]); err != nil {
+				return err
 			}
 			if client != "" {
 				if q.Client, err = netip.ParseAddr(client); err != nil {
