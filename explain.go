@@ -21,14 +21,16 @@ func (g *guard) knowledge() *why.Knowledge {
 	g.arming.Lock()
 	rules := g.rules
 	g.arming.Unlock()
+	t := g.routing.Load()
 	return &why.Knowledge{
-		Rules: rules, InForce: g.inForce.Lookup, Answers: g.history.Of, Own: g.own, Mapped: g.routing.Load().owner,
+		Rules: rules, InForce: g.inForce.Lookup, Answers: g.history.Of, Own: g.own, Mapped: t.owner,
+		Leads:  func(mapped netip.Addr) bool { return t.routeOf(mapped, &rules) != nil },
 		Margin: g.settings.Load().lease.Margin, Call: g.call, Now: g.now(),
 	}
 }
 
 // Explain implements [admin.Guard].
-func (a *administration) Explain(_ context.Context, q admin.ExplainQuery) (e admin.Explanation, err error) {
+func (a *administration) Explain(ctx context.Context, q admin.ExplainQuery) (e admin.Explanation, err error) {
 	if err := a.guard.ready(); err != nil {
 		return e, err
 	}
@@ -48,8 +50,13 @@ func (a *administration) Explain(_ context.Context, q admin.ExplainQuery) (e adm
 		e.Text = fmt.Sprintf("it has had %d addresses: these are %d of them", n, maxExplained)
 	}
 	k, grants := a.guard.knowledge(), a.grantsFor(addrs)
+	leading, err := a.leading(ctx, addrs, &k.Rules)
+	if err != nil {
+		return e, err
+	}
+	k.Leads = func(mapped netip.Addr) bool { return leading[mapped].To.IsValid() }
 	for _, addr := range addrs {
-		x := admin.Explained{Address: addr, Grants: grants[addr], Answers: []admin.Answer{}}
+		x := admin.Explained{Address: addr, Mapped: leading[addr], Grants: grants[addr], Answers: []admin.Answer{}}
 		for _, f := range flows {
 			f.To = addr
 			x.Verdicts = append(x.Verdicts, a.verdict(k, &f))

@@ -187,9 +187,21 @@ type Explanation struct {
 // remembered of it.
 type Explained struct {
 	Address  netip.Addr `json:"address"`
+	Mapped   *Mapped    `json:"mapped,omitempty"` // if it is of a route's pool
 	Verdicts []Verdict  `json:"verdicts"`
 	Grants   []Grant    `json:"grants"`
 	Answers  []Answer   `json:"answers"`
+}
+
+// Mapped is where a mapped address leads, and how what is sent there leaves.
+type Mapped struct {
+	Name   string     `json:"name,omitempty"`   // that has it
+	To     netip.Addr `json:"to,omitzero"`      // the real address; none is nowhere
+	Egress netip.Addr `json:"egress,omitzero"`  // the source address, if the route says so
+	Out    string     `json:"out,omitempty"`    // the interface, if the route says so
+	Mark   uint32     `json:"fwmark,omitempty"` // of the packets, if the route says so
+	Route  string     `json:"route,omitempty"`  // file:line
+	Text   string     `json:"text"`             // all of it
 }
 
 // Verdict is what becomes of packets.

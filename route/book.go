@@ -184,6 +184,17 @@ func (b *Book) NameOf(mapped netip.Addr) (name string, ok bool) {
 	return name, true
 }
 
+// RouteOf returns the route that a mapped address belongs to, and the name that has it by
+// what was last answered: mostly that of NameOf.
+func (b *Book) RouteOf(mapped netip.Addr) (route, by string, ok bool) {
+	e := b.pages[version(mapped.Unmap())].get(mapped.As16())
+	if !e.real() {
+		return "", "", false
+	}
+	route, name := e.names()
+	return route, e.ledBy(name), true
+}
+
 // Use tells the book which routes there are now, for Len to count their free addresses and
 // no others.
 func (b *Book) Use(routes []*Route) {

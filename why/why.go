@@ -87,6 +87,10 @@ type Knowledge struct {
 	// taken for somebody's.
 	Mapped func(netip.Addr) (name string, ok bool)
 
+	// Leads reports whether an address that is somebody's leads anywhere. Without it, each
+	// does.
+	Leads func(netip.Addr) bool
+
 	Margin time.Duration              // for the text
 	Call   func(backend.Scope) string // what people call a holder; nil is as it is
 	Now    time.Time
@@ -147,6 +151,9 @@ func (k *Knowledge) mapped(f *Flow) Verdict {
 		return refuse(Unassigned, "unassigned: an address of a route's pool that no name has now")
 	}
 	v := k.opened(f)
+	if v.Passes && k.Leads != nil && !k.Leads(f.To) {
+		return refuse(Unassigned, "unassigned: mapped address of %s that leads nowhere now, since its route has changed: the name has to be asked for again", Plain(name))
+	}
 	v.Text = fmt.Sprintf("mapped address of %s: %s", Plain(name), v.Text)
 	return v
 }
