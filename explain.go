@@ -40,14 +40,16 @@ func (a *administration) Explain(ctx context.Context, q admin.ExplainQuery) (e a
 	}
 	addrs := []netip.Addr{q.Address}
 	if q.Name != "" {
-		if addrs = a.addressesOf(q.Name); len(addrs) == 0 {
-			e.Addresses, e.Text = []admin.Explained{}, a.unasked(canonical(q.Name))
+		name := canonical(q.Name)
+		addrs = a.addressesOf(name)
+		if e.Text = a.withheld(name, addrs); len(addrs) == 0 {
+			e.Addresses, e.Text = []admin.Explained{}, cmp.Or(e.Text, a.unasked(name))
 			return e, nil
 		}
 	}
 	if n := len(addrs); n > maxExplained {
 		addrs = addrs[:maxExplained]
-		e.Text = fmt.Sprintf("it has had %d addresses: these are %d of them", n, maxExplained)
+		e.Text = strings.TrimPrefix(fmt.Sprintf("%s; it has had %d addresses: these are %d of them", e.Text, n, maxExplained), "; ")
 	}
 	k, grants := a.guard.knowledge(), a.grantsFor(addrs)
 	leading, err := a.leading(ctx, addrs, &k.Rules)
@@ -88,7 +90,6 @@ func canonical(name string) string { return strings.ToLower(dns.Fqdn(name)) }
 
 // addressesOf are those that answers for a name have had.
 func (a *administration) addressesOf(name string) (addrs []netip.Addr) {
-	name = canonical(name)
 	for answer := range a.guard.history.All() {
 		if answer.Name == name && !slices.Contains(addrs, answer.Addr) && len(addrs) < maxTargets {
 			addrs = append(addrs, answer.Addr)

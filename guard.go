@@ -31,6 +31,8 @@ type guard struct {
 	seed     maphash.Seed                   // of names
 	history  *why.History
 
+	withholdings withholdings
+
 	arming    sync.Mutex
 	rules     backend.Rules   // in force; at first only the origins that others have left
 	before    []backend.Route // that still are, besides those of the settings

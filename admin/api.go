@@ -180,7 +180,7 @@ type ExplainQuery struct {
 // Explanation is of each address.
 type Explanation struct {
 	Addresses []Explained `json:"addresses"`
-	Text      string      `json:"text,omitempty"` // if there are none
+	Text      string      `json:"text,omitempty"` // if there are none, or more to say of the name
 }
 
 // Explained is what becomes of packets to one address, who has grants for it, and what is
