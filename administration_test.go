@@ -75,7 +75,7 @@ func TestAuditIsSwitchedAndTried(t *testing.T) {
 	check("audit ends it", "output: audit by guardctl, forward: audit by guardctl", set("", true))
 	r.arm("ipdestinationguard nft-local")
 	check("a reload that guards less", "output: audit by guardctl", nil)
-	for _, err := range []error{set("input", true), try(0), try(-1), try(1e12)} {
+	for _, err := range []error{set("input", true), set("forward", true), set("forward", false), try(0), try(-1), try(1e12)} {
 		if !errors.Is(err, admin.ErrInvalid) {
 			t.Errorf("%v, want ErrInvalid", err)
 		}

@@ -23,6 +23,10 @@ func (g *guard) switchAudit(ctx context.Context, hooks []backend.Hook, audited b
 	g.lookAtDenied(ctx)
 	g.arming.Lock()
 	defer g.arming.Unlock()
+	guarded := [backend.Hooks]bool{backend.Output: g.rules.Local, backend.Forward: g.rules.Gateway}
+	if len(hooks) == 1 && !guarded[hooks[0]] {
+		return fmt.Errorf("%w: %s is not guarded in mode %s", admin.ErrInvalid, hookText(hooks[0]), g.settings.Load().mode)
+	}
 	before := g.switched
 	for _, h := range hooks {
 		g.switched[h].by, g.switched[h].audit = true, audited
@@ -34,8 +38,17 @@ func (g *guard) switchAudit(ctx context.Context, hooks []backend.Hook, audited b
 	if err := auditor.Trial(ctx, time.Time{}); err != nil && !errors.Is(err, backend.ErrNoAudit) {
 		return fmt.Errorf("it is switched, but a trial that was on could not be ended: %w", err)
 	}
+	g.awaitTrialLocked(time.Time{})
 	log.Warningf("Switched from the admin socket: %s", g.auditedLocked())
 	return nil
+}
+
+// hookText is what passes by a hook, in words.
+func hookText(h backend.Hook) string {
+	if h == backend.Output {
+		return "what this machine sends"
+	}
+	return "what it forwards for others"
 }
 
 // lookAtDenied reads what has been denied in audit until now: its lists end with it.
@@ -62,11 +75,34 @@ func (g *guard) try(ctx context.Context, last time.Duration) error {
 	if !g.auditsLocked() {
 		return fmt.Errorf("%w: all that is guarded is enforced already: there is nothing to try (guardctl audit first)", admin.ErrConflict)
 	}
-	if err := auditor.Trial(ctx, g.now().Add(last)); err != nil {
+	until := g.now().Add(last)
+	if err := auditor.Trial(ctx, until); err != nil {
 		return err
 	}
+	g.awaitTrialLocked(until)
 	log.Warningf("Trial for %v, from the admin socket: what was in audit is refused until then, unless it is confirmed", last)
 	return nil
+}
+
+// awaitTrialLocked has the end of a trial logged, which nobody has to be there for. The
+// zero time is none.
+func (g *guard) awaitTrialLocked(until time.Time) {
+	if g.trial != nil {
+		g.trial.Stop()
+		g.trial = nil
+	}
+	if !until.After(g.now()) {
+		return
+	}
+	var timer *time.Timer
+	timer = time.AfterFunc(until.Sub(g.now()), func() {
+		g.arming.Lock()
+		defer g.arming.Unlock()
+		if g.trial == timer && g.auditsLocked() {
+			log.Warningf("The trial has ended, and nobody has confirmed it: %s", g.auditedLocked())
+		}
+	})
+	g.trial = timer
 }
 
 // confirm keeps what a trial enforces.

@@ -21,6 +21,7 @@ import (
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/route"
+	"github.com/destination-guard/coredns-ip-destination-guard/why"
 )
 
 // book is a book of mapped addresses that is open. There is one for a path, whatever
@@ -205,7 +206,7 @@ func (g *guard) endStrangers(all []strangers) error {
 		return fmt.Errorf("connections to mapped addresses that %s does not know of cannot be ended: %w", all[0].state, err)
 	}
 	if ended > 0 {
-		log.Warningf("%d connections to mapped addresses have been ended: it is not known any more whose addresses they were", ended)
+		log.Warningf("Ended %s to mapped addresses: it is not known any more whose addresses they were", why.Number(ended, "connection"))
 	}
 	if err := g.shun(all); err != nil {
 		return err
@@ -229,7 +230,7 @@ func (g *guard) shun(all []strangers) error {
 	})
 	for b, addrs := range open {
 		err = errors.Join(err, b.Shun(context.Background(), addrs))
-		log.Warningf("%d mapped addresses are not given out before what opens them to somebody has run out: it is not known any more whose they were", len(addrs))
+		log.Warningf("Not given out before what opens them to somebody has run out, as it is not known any more whose they were: %s", why.Number(len(addrs), "mapped address"))
 	}
 	if err != nil {
 		return fmt.Errorf("mapped addresses that are open to somebody, and that %s does not know of, cannot be told: %w", all[0].state, err)

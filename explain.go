@@ -21,15 +21,17 @@ func (g *guard) knowledge() *why.Knowledge {
 	g.arming.Lock()
 	rules := g.rules
 	g.arming.Unlock()
+	t := g.routing.Load()
 	return &why.Knowledge{
-		Rules: rules, InForce: g.inForce.Lookup, Answers: g.history.Of, Own: g.own, Mapped: g.routing.Load().owner,
+		Rules: rules, InForce: g.inForce.Lookup, Answers: g.history.Of, Own: g.own, Mapped: t.owner,
+		Leads:  func(mapped netip.Addr) bool { return t.routeOf(mapped, &rules) != nil },
 		Stray:  func(f *why.Flow) string { return g.stray(&rules, f) },
 		Margin: g.settings.Load().lease.Margin, Call: g.call, Now: g.now(),
 	}
 }
 
 // Explain implements [admin.Guard].
-func (a *administration) Explain(_ context.Context, q admin.ExplainQuery) (e admin.Explanation, err error) {
+func (a *administration) Explain(ctx context.Context, q admin.ExplainQuery) (e admin.Explanation, err error) {
 	if err := a.guard.ready(); err != nil {
 		return e, err
 	}
@@ -39,18 +41,25 @@ func (a *administration) Explain(_ context.Context, q admin.ExplainQuery) (e adm
 	}
 	addrs := []netip.Addr{q.Address}
 	if q.Name != "" {
-		if addrs = a.addressesOf(q.Name); len(addrs) == 0 {
-			e.Addresses, e.Text = []admin.Explained{}, a.unasked(canonical(q.Name))
+		name := canonical(q.Name)
+		addrs = a.addressesOf(name)
+		if e.Text = a.withheld(name, addrs); len(addrs) == 0 {
+			e.Addresses, e.Text = []admin.Explained{}, cmp.Or(e.Text, a.unasked(name))
 			return e, nil
 		}
 	}
 	if n := len(addrs); n > maxExplained {
 		addrs = addrs[:maxExplained]
-		e.Text = fmt.Sprintf("it has had %d addresses: these are %d of them", n, maxExplained)
+		e.Text = strings.TrimPrefix(fmt.Sprintf("%s; it has had %d addresses: these are %d of them", e.Text, n, maxExplained), "; ")
 	}
 	k, grants := a.guard.knowledge(), a.grantsFor(addrs)
+	leading, err := a.leading(ctx, addrs, &k.Rules)
+	if err != nil {
+		return e, err
+	}
+	k.Leads = func(mapped netip.Addr) bool { return leading[mapped].To.IsValid() }
 	for _, addr := range addrs {
-		x := admin.Explained{Address: addr, Grants: grants[addr], Answers: []admin.Answer{}}
+		x := admin.Explained{Address: addr, Mapped: leading[addr], Grants: grants[addr], Answers: []admin.Answer{}}
 		for _, f := range flows {
 			f.To = addr
 			x.Verdicts = append(x.Verdicts, a.verdict(k, &f))
@@ -82,7 +91,6 @@ func canonical(name string) string { return strings.ToLower(dns.Fqdn(name)) }
 
 // addressesOf are those that answers for a name have had.
 func (a *administration) addressesOf(name string) (addrs []netip.Addr) {
-	name = canonical(name)
 	for answer := range a.guard.history.All() {
 		if answer.Name == name && !slices.Contains(addrs, answer.Addr) && len(addrs) < maxTargets {
 			addrs = append(addrs, answer.Addr)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/destination-guard/coredns-ip-destination-guard/admin"
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/why"
 )
 
 // selection says which grants are meant.
@@ -151,7 +152,7 @@ func (a *administration) Revoke(ctx context.Context, r admin.RevokeRequest) (n a
 	if err == nil && r.Cut {
 		n.Connections, err = a.cut(ctx, s)
 	}
-	log.Warningf("Revoked from the admin socket: %d grants, %d connections cut", n.Grants, n.Connections)
+	log.Warningf("Revoked from the admin socket: %s, %s cut", why.Number(n.Grants, "grant"), why.Number(n.Connections, "connection"))
 	return n, err
 }
 

@@ -31,14 +31,17 @@ type guard struct {
 	seed     maphash.Seed                   // of names
 	history  *why.History
 
+	withholdings withholdings
+
 	arming    sync.Mutex
 	rules     backend.Rules   // in force; at first only the origins that others have left
 	before    []backend.Route // that still are, besides those of the settings
 	classes   []string        // by number, in words; the first is any
 	units     units           // nil unless the Corefile names some
 	unitPaths []string
-	switched  switched // by people, while running
-	denied    *denied  // nil where the backend does not count
+	switched  switched    // by people, while running
+	trial     *time.Timer // logs the end of one; nil is none
+	denied    *denied     // nil where the backend does not count
 
 	// What the machine is asked with: around from when it is armed first, askers
 	// from when it is armed with a scope of applications first.
@@ -141,6 +144,7 @@ func (g *guard) end(leave backend.Leave) error {
 	}
 	g.closed.Store(true) // before nobody knows any more who asks
 	g.arming.Lock()
+	g.awaitTrialLocked(time.Time{})
 	told := g.denied
 	g.arming.Unlock()
 	told.close() // which may ask for the lock meanwhile

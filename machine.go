@@ -125,6 +125,7 @@ func (g *guard) arm(s *settings) (err error) {
 	first := g.settings.Swap(s) == &defaultSettings
 	g.followDeniedLocked()
 	if first {
+		g.awaitTrialLocked(g.trialEnds()) // an earlier process's
 		close(g.up)
 	}
 	return nil

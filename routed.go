@@ -7,6 +7,7 @@ import (
 	"hash/maphash"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/miekg/dns"
 
@@ -96,7 +97,7 @@ func (q *query) rewritten(m, said *dns.Msg, scope backend.Scope, r *namedRoute, 
 		if why == "" {
 			why = "it has nothing but what leads elsewhere"
 		}
-		explain(out, q.request, dns.ExtendedErrorCodeFiltered, fmt.Sprintf("%s has a route: %s", name, why))
+		explain(out, q.request, dns.ExtendedErrorCodeFiltered, fmt.Sprintf("%s has a route: %s", strings.TrimSuffix(name, "."), why))
 	}
 	answersRewritten.Inc()
 	var few [8]target

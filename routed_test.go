@@ -127,9 +127,9 @@ func TestRoutedAnswer(t *testing.T) {
 		{"hints of a name with a route in an answer for another", local(""), here, "a.test. HTTPS", "a.test. 30 HTTPS 1 www.routed.test. ipv4hint=9.9.9.9",
 			"a.test. 30 IN HTTPS 1 www.routed.test.\n", "", nil},
 		{"a service that leads elsewhere only", local(""), here, "www.routed.test. HTTPS", "www.routed.test. 30 HTTPS 1 a.test. alpn=h2",
-			"Filtered: www.routed.test. has a route: it has nothing but what leads elsewhere\n", "", nil},
+			"Filtered: www.routed.test has a route: it has nothing but what leads elsewhere\n", "", nil},
 		{"an IP version that it does not carry", local("family ipv4"), here, "www.routed.test. AAAA", "www.routed.test. 30 AAAA 2620:fe::fe",
-			"Filtered: www.routed.test. has a route: it carries ipv4 only\n", "", nil},
+			"Filtered: www.routed.test has a route: it carries ipv4 only\n", "", nil},
 		{"no data", local(""), here, "www.routed.test. AAAA", "authority\nrouted.test. 30 SOA ns.test. h.test. 1 2 3 4 5",
 			"authority\nrouted.test. 30 IN SOA ns.test. h.test. 1 2 3 4 5\n", "", nil},
 		{"another type", local(""), here, "www.routed.test. MX", "www.routed.test. 30 MX 1 mail.routed.test.\nadditional\nmail.routed.test. 30 A 9.9.9.9",
@@ -284,7 +284,7 @@ func TestRoutedWithoutIPv6(t *testing.T) {
 		return to == netip.MustParseAddr("2620:fe::9")
 	}
 	c := r.at("2001:db8::7")
-	r.wantText(c.ask("www.routed.test. AAAA", "www.routed.test. 30 AAAA 2620:fe::fe"), "Filtered: www.routed.test. has a route: there is no way to 2620:fe::fe from here\n")
+	r.wantText(c.ask("www.routed.test. AAAA", "www.routed.test. 30 AAAA 2620:fe::fe"), "Filtered: www.routed.test has a route: there is no way to 2620:fe::fe from here\n")
 	r.wantText(c.ask("www.routed.test. AAAA", "www.routed.test. 30 AAAA 2620:fe::fe\nwww.routed.test. 30 AAAA 2620:fe::9"), "www.routed.test. 30 IN AAAA fd00:2021:1111:8000::1\n")
 	r.wantMapped("fd00:2021:1111:8000::1 > 2620:fe::9")
 }
@@ -294,7 +294,7 @@ func TestRoutedWithoutIPv6(t *testing.T) {
 func TestRoutedWithoutWayToPool(t *testing.T) {
 	r := newRig(t, routedBoth)
 	r.guard.host.leads = func(to netip.Addr, _ identity.Way, _ time.Time) bool { return to == netip.MustParseAddr("2620:fe::fe") }
-	r.wantText(r.at("::1").ask("www.routed.test. AAAA", "www.routed.test. 30 AAAA 2620:fe::fe"), "Filtered: www.routed.test. has a route: there is no way to 2620:fe::fe from here\n")
+	r.wantText(r.at("::1").ask("www.routed.test. AAAA", "www.routed.test. 30 AAAA 2620:fe::fe"), "Filtered: www.routed.test has a route: there is no way to 2620:fe::fe from here\n")
 }
 
 // Whoever answers for an alias must not send what others send to a name to himself.

@@ -11,23 +11,15 @@ import (
 
 // What a route lets leave by one interface only is refused where the kernel's way is by another.
 
-// leads returns the route that a mapped address leaves by, and what is behind it.
-func (t *routing) leads(mapped netip.Addr) (route string, real netip.Addr) {
-	if p := t.find(mapped); p != nil {
-		route, real, _ = p.Leads(mapped)
-	}
-	return route, real
-}
-
 // stray asks the kernel whether what begins a connection would leave by its route, and says why
 // it would not.
 func (g *guard) stray(rules *backend.Rules, f *why.Flow) string {
-	name, real := g.routing.Load().leads(f.To)
-	r := rules.Route(name)
-	if r == nil || r.Out == "" || !real.IsValid() || g.host.leaves == nil {
+	place, _ := g.routing.Load().placeOf(f.To)
+	r := rules.Route(place.Route)
+	if r == nil || r.Out == "" || !place.Real.IsValid() || g.host.leaves == nil {
 		return ""
 	}
-	p := identity.Packet{To: real, Mark: r.Mark}
+	p := identity.Packet{To: place.Real, Mark: r.Mark}
 	if f.Forwarded {
 		p.From, p.In = f.Client, f.In
 	}
@@ -46,9 +38,9 @@ func (g *guard) stray(rules *backend.Rules, f *why.Flow) string {
 func (g *guard) strayed(mapped netip.Addr) (name, text string) {
 	t := g.routing.Load()
 	owner, _ := t.owner(mapped)
-	route, _ := t.leads(mapped)
+	place, _ := t.placeOf(mapped)
 	g.arming.Lock()
-	r := g.rules.Route(route)
+	r := g.rules.Route(place.Route)
 	g.arming.Unlock()
 	text = "its route is not there any more, or the address led nowhere for the moment: live connections wait until it does"
 	if r != nil && r.Out != "" {

@@ -18,6 +18,7 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/names"
 	"github.com/destination-guard/coredns-ip-destination-guard/validate"
+	"github.com/destination-guard/coredns-ip-destination-guard/why"
 )
 
 // A validator finds out whether an answer is signed as it has to be.
@@ -148,7 +149,11 @@ func (q *query) validated(v *validation, m *dns.Msg, scope backend.Scope) (*dns.
 		return nil, &unproven{dns.ExtendedErrorCodeRRSIGsMissing, "nobody has signed this name, and only signed ones may be used here (require signed)"}
 	}
 	v.bad.Do(func() {
-		log.Warningf("The answer for %s is withheld: %s: %q", q.question.Name, a.Verdict, a.Why)
+		advice, name := "", why.Plain(q.question.Name)
+		if a.Verdict == validate.Bogus {
+			advice = fmt.Sprintf(". If the name is your own network's, dnssec validate (%s) needs the line: negative_anchor %s (or its zone)", v.place, name)
+		}
+		log.Warningf("The answer for %s is withheld: %s: %q%s", name, a.Verdict, a.Why, advice)
 	})
 	return nil, &unproven{a.Code, a.Verdict.String() + ": " + a.Why}
 }

@@ -59,6 +59,7 @@ func (q *query) WriteMsg(m *dns.Msg) error {
 	m, err := q.permitted(m)
 	if err != nil {
 		answersFailed.Inc()
+		q.handler.guard.withhold(q.question.Name, err)
 		q.refused = true
 		m = refusal(q.request, q.question, err)
 	} else {

@@ -180,16 +180,28 @@ type ExplainQuery struct {
 // Explanation is of each address.
 type Explanation struct {
 	Addresses []Explained `json:"addresses"`
-	Text      string      `json:"text,omitempty"` // if there are none
+	Text      string      `json:"text,omitempty"` // if there are none, or more to say of the name
 }
 
 // Explained is what becomes of packets to one address, who has grants for it, and what is
 // remembered of it.
 type Explained struct {
 	Address  netip.Addr `json:"address"`
+	Mapped   *Mapped    `json:"mapped,omitempty"` // if it is of a route's pool
 	Verdicts []Verdict  `json:"verdicts"`
 	Grants   []Grant    `json:"grants"`
 	Answers  []Answer   `json:"answers"`
+}
+
+// Mapped is where a mapped address leads, and how what is sent there leaves.
+type Mapped struct {
+	Name   string     `json:"name,omitempty"`   // that has it
+	To     netip.Addr `json:"to,omitzero"`      // the real address; none is nowhere
+	Egress netip.Addr `json:"egress,omitzero"`  // the source address, if the route says so
+	Out    string     `json:"out,omitempty"`    // the interface, if the route says so
+	Mark   uint32     `json:"fwmark,omitempty"` // of the packets, if the route says so
+	Route  string     `json:"route,omitempty"`  // file:line
+	Text   string     `json:"text"`             // all of it
 }
 
 // Verdict is what becomes of packets.

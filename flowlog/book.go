@@ -47,6 +47,7 @@ type book struct {
 	flows          map[backend.Flow]*entry
 	newest, oldest *entry // by when they were seen
 
+	began    time.Time // what was listed before is not told of: an earlier process has done that
 	look     int       // how often the kernel's lists have been read
 	lookedAt time.Time // when they were all read
 	knownAt  time.Time // until when it is known that nothing else has come
@@ -70,7 +71,7 @@ type entry struct {
 }
 
 func newBook(now time.Time) *book {
-	return &book{flows: make(map[backend.Flow]*entry), credit: toldAtOnce, creditAt: now}
+	return &book{flows: make(map[backend.Flow]*entry), began: now, credit: toldAtOnce, creditAt: now}
 }
 
 // begin begins to read the kernel's lists.
@@ -104,12 +105,17 @@ func (b *book) listed(d *backend.Denial, now time.Time) (Event, bool) {
 	if d.Packets == since.Packets {
 		return Event{}, false
 	}
-	if e.counted.Packets == 0 {
+	seen, first := e.Count, e.counted.Packets == 0
+	if first {
 		e.Count = backend.Count{} // what was shown of it
 	}
 	e.Packets += d.Packets - since.Packets
 	e.Bytes += d.Bytes - since.Bytes
 	e.Last, e.counted = d.Last, d.Count
+	if first && b.lookedAt.IsZero() && (seen.Packets > 0 || d.Last.Before(b.began)) { // all but what was shown
+		e.told.Packets += e.Packets - min(seen.Packets, e.Packets)
+		e.told.Bytes += e.Bytes - min(seen.Bytes, e.Bytes)
+	}
 	b.see(e)
 	return b.tell(e, now)
 }

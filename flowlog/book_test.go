@@ -3,6 +3,7 @@ package flowlog
 import (
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -150,6 +151,7 @@ func TestNothingIsLost(t *testing.T) {
 func TestShownPackets(t *testing.T) {
 	k := newKernel()
 	b := newBook(k.now)
+	k.look(b)
 	s := &shown{Flow: flow(1), Packet: Packet{Source: netip.MustParseAddrPort("192.0.2.1:4000"), Length: 60}}
 	e, due := b.shown(s, k.now)
 	if !due || !e.Begins || e.New.Packets != 1 || e.Bytes != 60 || e.Packet.Source != s.Source {
@@ -298,4 +300,42 @@ func TestFlowString(t *testing.T) {
 	if got := f.String(); got != "denied-output: user 1000 to 198.18.0.1, tcp/443: 3 packets, 180 bytes" {
 		t.Error(got)
 	}
+}
+
+// What an earlier process has told of is in the book, and told of again only when it goes on.
+func TestEarlierFlowsAreNotNews(t *testing.T) {
+	f := newFaked(t)
+	f.enforcer.Deny(flow(1), backend.Count{Packets: 5, Bytes: 300})
+	f.enforcer.Deny(flow(2), backend.Count{Packets: 5, Bytes: 300})
+	f.at = f.at.Add(time.Second)
+	f.book = newBook(f.at) // it starts
+	packet := &shown{Flow: flow(2), Packet: Packet{Length: 60}}
+	f.enforcer.Deny(flow(2), backend.Count{Packets: 1, Bytes: 60})
+	f.tell(func(now time.Time) (Event, bool) { return f.book.shown(packet, now) })
+	f.enforcer.Deny(flow(3), backend.Count{Packets: 2, Bytes: 120})
+	f.looks(t, true)
+	told := func(n int) (news []uint64) {
+		for _, e := range f.of(flow(n)) {
+			news = append(news, e.New.Packets)
+		}
+		return news
+	}
+	check := func(when string, want ...[]uint64) {
+		t.Helper()
+		for i, want := range want {
+			if got := told(i + 1); !slices.Equal(got, want) {
+				t.Errorf("%s: of flow %d was told %v, want %v", when, i+1, got, want)
+			}
+		}
+	}
+	check("at first", nil, []uint64{1}, []uint64{2})
+	if all := f.Flows(); len(all) != 3 || f.book.flows[flow(1)].Packets != 5 || f.book.flows[flow(2)].Packets != 6 {
+		t.Errorf("in the book: %v", all)
+	}
+	f.at = f.at.Add(90 * time.Second)
+	for i := range 3 {
+		f.enforcer.Deny(flow(i+1), backend.Count{Packets: 1, Bytes: 60})
+	}
+	f.looks(t, true)
+	check("when they go on", []uint64{1}, []uint64{1, 1}, []uint64{2, 1})
 }

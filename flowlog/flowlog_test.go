@@ -188,10 +188,11 @@ func TestFailures(t *testing.T) {
 func TestClose(t *testing.T) {
 	goroutines := runtime.NumGoroutine()
 	at := time.Unix(1e9, 0)
-	enforcer := fake.New(expiry.NewTable[backend.Key](at), backendtest.Quiet{}, func() time.Time { return at })
+	now := func() time.Time { return at }
+	enforcer := fake.New(expiry.NewTable[backend.Key](at), backendtest.Quiet{}, now)
 	enforcer.Deny(flow(1), backend.Count{Packets: 5, Bytes: 300})
 	d := &diary{}
-	l := New(enforcer, d, time.Now)
+	l := New(enforcer, d, now)
 	backendtest.Eventually(t, "the flow is told of", func() bool { return len(d.of(flow(1))) == 1 })
 	if err := l.Listen(0); err != nil {
 		t.Error(err)

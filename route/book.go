@@ -184,23 +184,30 @@ func (b *Book) NameOf(mapped netip.Addr) (name string, ok bool) {
 	return name, true
 }
 
-// Leads returns the route that a mapped address leaves by, and the real address that stands
-// behind it, as the book has it: none where that is not known.
-func (b *Book) Leads(mapped netip.Addr) (route string, real netip.Addr, ok bool) {
+// A Place is what the book has of a mapped address.
+type Place struct {
+	Route string
+	By    string     // the name that has the route, by what was last answered: mostly that of NameOf
+	Real  netip.Addr // that stands behind it; none where that is not known
+}
+
+// PlaceOf returns it, if the address belongs to a name.
+func (b *Book) PlaceOf(mapped netip.Addr) (p Place, ok bool) {
 	at := ip(mapped.As16())
 	e := b.pages[version(mapped.Unmap())].get(at)
 	if !e.real() {
-		return "", real, false
+		return p, false
 	}
-	route, _ = e.names()
+	route, name := e.names()
+	p.Route, p.By = route, e.ledBy(name)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, s := range e.slots {
 		if s.mapped == at && s.real != (ip{}) {
-			real = netip.AddrFrom16(s.real).Unmap()
+			p.Real = netip.AddrFrom16(s.real).Unmap()
 		}
 	}
-	return route, real, true
+	return p, true
 }
 
 // Use tells the book which routes there are now, for Len to count their free addresses and

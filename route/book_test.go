@@ -296,9 +296,9 @@ func TestNameOf(t *testing.T) {
 			}
 		}
 		for addr, want := range map[string]string{"100.96.0.1": "1.1.1.1", "fd00::1": "2001:db8::1", "100.96.0.2": ""} {
-			route, real, ok := d.Leads(netip.MustParseAddr(addr))
-			if ok != (want != "") || ok && (route != r.Name || real != netip.MustParseAddr(want)) {
-				t.Errorf("%s%s leads by %q to %v", addr, restarted, route, real)
+			place, ok := d.PlaceOf(netip.MustParseAddr(addr))
+			if ok != (want != "") || ok && (place.Route != r.Name || place.Real != netip.MustParseAddr(want)) {
+				t.Errorf("%s%s leads by %q to %v", addr, restarted, place.Route, place.Real)
 			}
 		}
 		d.restart()

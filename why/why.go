@@ -88,6 +88,10 @@ type Knowledge struct {
 	// taken for somebody's.
 	Mapped func(netip.Addr) (name string, ok bool)
 
+	// Leads reports whether an address that is somebody's leads anywhere. Without it, each
+	// does.
+	Leads func(netip.Addr) bool
+
 	// Stray says why what begins a connection to a mapped address would not leave by its route,
 	// or nothing where it would, or that is not known. Nil is never.
 	Stray func(*Flow) string
@@ -152,6 +156,9 @@ func (k *Knowledge) mapped(f *Flow) Verdict {
 		return refuse(Unassigned, "unassigned: an address of a route's pool that no name has now")
 	}
 	v := k.opened(f)
+	if v.Passes && k.Leads != nil && !k.Leads(f.To) {
+		return refuse(Unassigned, "unassigned: mapped address of %s that leads nowhere now, since its route has changed: the name has to be asked for again", Plain(name))
+	}
 	if v.Passes && k.Stray != nil {
 		if text := k.Stray(f); text != "" {
 			v.Passes, v.Reason, v.Text = false, NoWay, text

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/admin"
+	"github.com/destination-guard/coredns-ip-destination-guard/why"
 )
 
 // level is how bad a finding is.
@@ -151,6 +152,16 @@ func (d *doctor) guards(hook string) bool {
 	return d.status != nil && slices.ContainsFunc(d.status.Hooks, func(h admin.Hook) bool { return h.Name == hook })
 }
 
+// unguarded reports whether only others' traffic is guarded, and says so: then it does not
+// matter here whom this machine's own programs ask.
+func (d *doctor) unguarded() bool {
+	if !d.guards("forward") || d.guards("output") {
+		return false
+	}
+	d.say(fine, "", "what this machine itself sends is not guarded (mode %s): its own programs may ask whom they like", d.status.Mode)
+	return true
+}
+
 func (d *doctor) byApplication() bool {
 	return d.status != nil && strings.HasPrefix(d.status.Scope, "application")
 }
@@ -184,7 +195,7 @@ func (d *doctor) guard() {
 		}
 	}
 	if s.Results.Failed > 0 {
-		d.say(warning, "the log says why each time; dig NAME shows it to who asks", "withheld: %s", number(s.Results.Failed, "answer"))
+		d.say(warning, "the log says why each time; dig NAME shows it to who asks", "withheld: %s", why.Number(s.Results.Failed, "answer"))
 	}
 }
 

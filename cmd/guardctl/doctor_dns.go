@@ -32,6 +32,9 @@ const makeResolver = "put nameserver 127.0.0.1 there, and nothing else (deployme
 
 // resolvConf looks whom this machine's programs ask.
 func (d *doctor) resolvConf() {
+	if d.unguarded() {
+		return
+	}
 	all, ok := d.nameservers()
 	switch {
 	case !ok:
@@ -62,6 +65,9 @@ func (d *doctor) resolvConf() {
 
 // nsswitch looks whether programs ask DNS at all.
 func (d *doctor) nsswitch() {
+	if d.unguarded() {
+		return
+	}
 	text, ok := d.read("etc/nsswitch.conf")
 	if !ok {
 		d.say(fine, "", "there is none: programs ask DNS")
@@ -93,6 +99,9 @@ func (d *doctor) nsswitch() {
 
 // between looks for resolvers that stand between programs and CoreDNS.
 func (d *doctor) between() {
+	if d.unguarded() {
+		return
+	}
 	found := false
 	for _, r := range []struct{ name, socket, unit string }{
 		{"systemd-resolved", "run/systemd/resolve/io.systemd.Resolve", "systemd-resolved.service"},
@@ -131,16 +140,25 @@ func (d *doctor) answers() {
 	var refused net.Error
 	switch {
 	case errors.As(err, &refused) && refused.Timeout():
-		d.say(failure, "what is forwarded to must be in upstream, or allowed, and reachable from here (ip route get ADDRESS); the log warns of what is not open", "%s does not answer in 6 s: upstream is not reached", at)
+		d.say(failure, d.makeReachable(), "%s does not answer in 6 s: upstream is not reached", at)
 	case err != nil:
 		d.say(failure, "start CoreDNS; bind in the Corefile says where it listens; ss -lnup 'sport = 53' shows who does", "nobody answers at %s: %v", at, err)
 	case answer.Rcode == dns.RcodeServerFailure:
-		d.say(failure, "what is forwarded to must be in upstream, or allowed, and reachable from here; the log warns of what is not open", "%s answers SERVFAIL%s: upstream is not reached, or answers so", at, extended(answer))
+		d.say(failure, d.makeReachable(), "%s answers SERVFAIL%s: upstream is not reached, or answers so", at, extended(answer))
 	case answer.Rcode != dns.RcodeSuccess:
 		d.say(warning, "look at the server blocks: . should be forwarded", "%s answers %s to a question for the root%s", at, dns.RcodeToString[answer.Rcode], extended(answer))
 	default:
 		d.say(fine, "", "%s answers from upstream, in %v", at, took.Round(time.Millisecond))
 	}
+}
+
+// makeReachable is what to do where upstream is not reached.
+func (d *doctor) makeReachable() string {
+	const reachable = "reachable from here (ip route get ADDRESS)"
+	if d.guards("forward") && !d.guards("output") {
+		return "what is forwarded to must be " + reachable + "; the guard does not stand in its way in mode " + d.status.Mode
+	}
+	return "what is forwarded to must be in upstream, or allowed, and " + reachable + "; the log warns of what is not open"
 }
 
 // extended is what an answer says for people (RFC 8914).

@@ -20,19 +20,20 @@ func (g *guardctl) explainCommand() *cobra.Command {
 		Use:   "explain NAME | ADDRESS",
 		Short: "Would it pass now, for whom, until when, by which answer; and if not, why",
 		Long: `Say what would become of a new connection to an address, or to those that a name has had: whether it
-passes, for whom, until when and by which answer; and if not, why. Without --client, --user and
+passes, for whom, until when and by which answer; and if not, why; and where a mapped address leads, and
+how what goes there leaves. Without --client, --user and
 --unit it is about all that this machine sends, and about every client.
 
 The exit code is 0 if all of it passes, and 3 if any is refused.`,
 		Example: `  guardctl explain api.example.com
   guardctl explain 192.0.2.7 --client 192.168.0.9 --to tcp/8443
   guardctl explain 192.0.2.7 --user www-data --unit nginx.service`,
-		Args: cobra.ExactArgs(1),
+		Args: one("a name or an address", "guardctl explain api.example.com"),
 		RunE: works(func(cmd *cobra.Command, args []string) (err error) {
 			if addr, ok := isAddress(args[0]); ok {
 				q.Address = addr.Unmap().WithZone("")
-			} else {
-				q.Name = args[0]
+			} else if q.Name, err = isName(args[0]); err != nil {
+				return err
 			}
 			if client != "" {
 				if q.Client, err = netip.ParseAddr(client); err != nil {
@@ -92,7 +93,14 @@ func writeExplanation(w io.Writer, now time.Time, e admin.Explanation) {
 		fmt.Fprintln(w, plain(e.Text))
 	}
 	for _, x := range e.Addresses {
-		fmt.Fprintln(w, x.Address)
+		nowhere := ""
+		if fmt.Fprint(w, x.Address); x.Mapped != nil {
+			fmt.Fprint(w, " ", plain(x.Mapped.Text))
+			if !x.Mapped.To.IsValid() {
+				nowhere = ", though it leads nowhere now"
+			}
+		}
+		fmt.Fprintln(w)
 		for _, v := range x.Verdicts {
 			became := "passes"
 			switch {
@@ -108,7 +116,7 @@ func writeExplanation(w io.Writer, now time.Time, e admin.Explanation) {
 			if grant.Only != "" {
 				only = ", only " + plain(grant.Only)
 			}
-			fmt.Fprintf(w, "  open to %s%s, for %s more: %s\n", plain(grant.For), only, left(now, grant.Until), plain(strings.Join(grant.Names, " ")))
+			fmt.Fprintf(w, "  open to %s%s, for %s more%s: %s\n", plain(grant.For), only, left(now, grant.Until), nowhere, plain(strings.Join(grant.Names, " ")))
 		}
 		for _, a := range x.Answers {
 			what := "opened it"

@@ -4,12 +4,14 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/admin"
+	"github.com/destination-guard/coredns-ip-destination-guard/why"
 )
 
 func (g *guardctl) grantsCommand() *cobra.Command {
@@ -79,12 +81,12 @@ func (g *guardctl) revokeCommand() *cobra.Command {
 in a network, or those of a client (--client). Several conditions must all hold. New connections are
 refused at once; live ones go on, unless --cut is given. It is no ban: the next answer opens anew.`,
 		Args: cobra.MaximumNArgs(1),
-		RunE: works(func(cmd *cobra.Command, args []string) error {
+		RunE: works(func(cmd *cobra.Command, args []string) (err error) {
 			if len(args) == 1 {
 				if _, err := admin.ParsePrefix(args[0]); err == nil {
 					address = args[0]
-				} else {
-					name = args[0]
+				} else if name, err = isName(args[0]); err != nil {
+					return err
 				}
 			}
 			q, err := grantsQuery(name, address, client)
@@ -122,9 +124,9 @@ func (g *guardctl) revoke(cmd *cobra.Command, r admin.RevokeRequest) error {
 		return err
 	}
 	return g.show(n, func(w io.Writer) {
-		fmt.Fprintf(w, "%s ended", number(n.Grants, "grant"))
+		fmt.Fprintf(w, "%s ended", why.Number(n.Grants, "grant"))
 		if r.Cut {
-			fmt.Fprintf(w, ", %s cut", number(n.Connections, "connection"))
+			fmt.Fprintf(w, ", %s cut", why.Number(n.Connections, "connection"))
 		}
 		fmt.Fprintln(w)
 	})
@@ -134,4 +136,14 @@ func (g *guardctl) revoke(cmd *cobra.Command, r admin.RevokeRequest) error {
 func isAddress(text string) (netip.Addr, bool) {
 	addr, err := netip.ParseAddr(text)
 	return addr, err == nil
+}
+
+// isName returns a text that is no address unless it looks like one: names end in no
+// number, and have neither : nor /.
+func isName(text string) (string, error) {
+	last := text[strings.LastIndexByte(strings.TrimSuffix(text, "."), '.')+1:]
+	if _, err := strconv.ParseUint(strings.TrimSuffix(last, "."), 10, 64); err == nil || strings.ContainsAny(text, ":/") {
+		return "", fmt.Errorf("%w: %q is neither a name nor an address", admin.ErrInvalid, text)
+	}
+	return text, nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/admin"
+	"github.com/destination-guard/coredns-ip-destination-guard/why"
 )
 
 // learned is what a Corefile would have to say so that all that was seen passes.
@@ -135,7 +136,7 @@ func enter(uses *[]use, d admin.Denied) {
 }
 
 func (u *use) String() string {
-	return plain(fmt.Sprintf("%s, by %s, %s", strings.Join(u.To, " "), strings.Join(u.By, " "), number(u.Packets, "packet")))
+	return plain(fmt.Sprintf("%s, by %s, %s", strings.Join(u.To, " "), strings.Join(u.By, " "), why.Number(u.Packets, "packet")))
 }
 
 // write makes the block. What stands behind # is for people.
@@ -176,7 +177,7 @@ func (l *learned) write(w io.Writer, anyName bool) {
 		}
 	}
 	if len(l.LeftOut) > 0 && !anyName {
-		fmt.Fprintf(w, "    # Left out: %s with unusual characters. guardctl learn --json has them.\n", number(len(l.LeftOut), "name"))
+		fmt.Fprintf(w, "    # Left out: %s with unusual characters. guardctl learn --json has them.\n", why.Number(len(l.LeftOut), "name"))
 	}
 	if l.More {
 		fmt.Fprintf(w, "    # There was more than could be told.\n")

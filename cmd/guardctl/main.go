@@ -130,6 +130,16 @@ func works(do func(cmd *cobra.Command, args []string) error) func(*cobra.Command
 	}
 }
 
+// one takes a single argument, and says what that is.
+func one(what, example string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return fmt.Errorf("write %s: %s", what, example)
+		}
+		return nil
+	}
+}
+
 // show writes a result: as JSON, if that is wanted, or in words.
 func (g *guardctl) show(result any, words func(io.Writer)) error {
 	if g.json {

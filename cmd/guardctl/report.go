@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/admin"
+	"github.com/destination-guard/coredns-ip-destination-guard/why"
 )
 
 //go:embed report.html
@@ -97,7 +98,7 @@ was denied and why, with plots. It needs nothing from anywhere else, and runs no
 				return err
 			}
 			return g.show(r, func(w io.Writer) {
-				fmt.Fprintf(w, "%s: %s, %s\n", file, number(len(r.Reached), "name"), number(len(r.Denied), "denied flow"))
+				fmt.Fprintf(w, "%s: %s, %s\n", file, why.Number(len(r.Reached), "name"), why.Number(len(r.Denied), "denied flow"))
 			})
 		}),
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/admin"
+	"github.com/destination-guard/coredns-ip-destination-guard/why"
 )
 
 func (g *guardctl) statusCommand() *cobra.Command {
@@ -55,7 +56,7 @@ func writeStatus(w io.Writer, s admin.Status) {
 	if s.Hold.Count > 0 {
 		fmt.Fprintf(w, "held for: half up to %v, 99 of 100 up to %v\n", quantile(s.Hold, admin.Hold{}, 0.5), quantile(s.Hold, admin.Hold{}, 0.99))
 	}
-	fmt.Fprintf(w, "remembered: %s\n", number(s.Remembered, "answer"))
+	fmt.Fprintf(w, "remembered: %s\n", why.Number(s.Remembered, "answer"))
 	fmt.Fprintf(w, "%s, running for %v\n", plain(s.Version), s.Now.Sub(s.Started).Round(time.Second))
 }
 

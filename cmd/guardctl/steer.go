@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,7 +20,12 @@ func (g *guardctl) switchCommand(name, short, long string, audit bool) *cobra.Co
 		Short:     short,
 		Long:      long,
 		ValidArgs: []string{"local", "gateway"},
-		Args:      cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 1 || len(args) == 1 && hooks[args[0]] == "" {
+				return fmt.Errorf("%s %q: write local (what this machine sends), gateway (what it forwards), or nothing for both", name, strings.Join(args, " "))
+			}
+			return nil
+		},
 		RunE: works(func(cmd *cobra.Command, args []string) error {
 			r := admin.AuditRequest{Audit: audit}
 			if len(args) == 1 {
@@ -53,7 +59,7 @@ func (g *guardctl) trialCommand() *cobra.Command {
 then, the kernel itself goes back to audit, also if CoreDNS has crashed or you have locked yourself
 out.`,
 		Example: "  guardctl trial 5m",
-		Args:    cobra.ExactArgs(1),
+		Args:    one("a duration", "guardctl trial 5m"),
 		RunE: works(func(cmd *cobra.Command, args []string) error {
 			d, err := time.ParseDuration(args[0])
 			if err != nil {

@@ -42,15 +42,7 @@ func ago(now, at time.Time) string { return why.Round(now.Sub(at)).String() + " 
 
 // counted is a number of packets, and their bytes.
 func counted(packets, bytes uint64) string {
-	return number(packets, "packet") + ", " + size(bytes)
-}
-
-// number is so many of what a word says, "1 packet" or "2 packets".
-func number[N int | uint64](n N, word string) string {
-	if n != 1 {
-		word += "s"
-	}
-	return fmt.Sprint(n, " ", word)
+	return why.Number(packets, "packet") + ", " + size(bytes)
 }
 
 func size(bytes uint64) string {

@@ -193,6 +193,8 @@ func TestTrial(t *testing.T) {
 	w.ctl(path, exitOK, "trial", "2s")
 	shut()
 	w.eventually("the trial has ended", func() bool { return w.states(path) == "output audit, forward audit" })
+	const ended = "The trial has ended, and nobody has confirmed it: AUDIT: nothing is refused"
+	w.eventually("its end is logged", func() bool { return strings.Contains(c.Output(), ended) })
 	open()
 
 	w.ctl(path, exitOK, "trial", "1h")
@@ -214,6 +216,9 @@ func TestTrial(t *testing.T) {
 	w.ctl(path, exitOK, "audit")
 	open()
 
+	if n := strings.Count(c.Output(), ended); n != 1 {
+		t.Errorf("it is logged %d times that a trial has ended, and one has", n)
+	}
 	w.ctl(path, exitOK, "trial", "4s")
 	end := time.Now().Add(4 * time.Second)
 	shut()

@@ -111,8 +111,11 @@ func TestDoctor(t *testing.T) {
 			p.must(p.guard.Sysctl("net/ipv4/ip_forward", "0"))
 			p.must(p.guard.Sysctl("net/ipv6/conf/all/forwarding", "0"))
 		}, want: []string{"failure: resolv.conf: programs ask 9.9.9.9"}},
-		{name: "another resolver, of a gateway that is not guarded itself", mode: "nft-gateway", breaks: func(p *patient) { p.write("etc/resolv.conf", "nameserver 9.9.9.9\n") },
-			want: []string{"warning: resolv.conf: programs ask 9.9.9.9"}},
+		{name: "others, of a bare gateway", mode: "nft-gateway", breaks: func(p *patient) {
+			p.write("etc/resolv.conf", "nameserver 9.9.9.9\n")
+			p.write("etc/nsswitch.conf", answerElsewhere)
+			p.resolved()
+		}},
 		{name: "systemd-resolved's stub", mode: "nft-both", breaks: func(p *patient) { p.write("etc/resolv.conf", "nameserver 127.0.0.53\n") },
 			want: []string{"warning: resolv.conf: programs ask systemd-resolved"}},
 		{name: "an empty resolv.conf", mode: "nft-both", breaks: func(p *patient) { p.write("etc/resolv.conf", "") }, want: []string{"warning: resolv.conf: it names no server"}},

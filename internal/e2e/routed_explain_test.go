@@ -15,7 +15,7 @@ func TestMappedAddressesAreExplained(t *testing.T) {
 	path, option := w.socket()
 	other, _ := w.moreClients()
 	w.addEgress()
-	w.start(corefile(guardBlock("nft-both", append(slices.Clone(twoRoutes), option)...)))
+	c := w.start(corefile(guardBlock("nft-both", append(slices.Clone(twoRoutes), option)...)))
 	behind := w.behind()
 	mapped := w.mappedTo(behind, "one", behind.addr4(1))
 	name := strings.TrimSuffix(inZone("one", 3600, behind.addr4(1)), ".")
@@ -48,4 +48,33 @@ func TestMappedAddressesAreExplained(t *testing.T) {
 			t.Errorf("%s: %+v, want %s", addr, d, want)
 		}
 	}
+	explain := func(code int, want ...string) {
+		t.Helper()
+		out := w.ctl(path, code, "explain", mapped, "--client", "192.168.50.2")
+		for _, text := range want {
+			if !strings.Contains(out, text) {
+				t.Errorf("no %q in\n%s", text, out)
+			}
+		}
+	}
+	explain(exitOK, mapped+" leads to "+behind.addr4(1)+", leaves as "+egressOne[0]+" (route at ", ": passes: mapped address of "+name)
+
+	// Its route goes: whatever is granted, it leads nowhere.
+	nowhere := []string{mapped + " leads nowhere now", "REFUSED: unassigned", ", though it leads nowhere now: " + name}
+	w.mustReload(c, corefile(guardBlock("nft-both", twoRoutes[1], option)))
+	if err := w.connect(w.client, "tcp", mapped); err == nil {
+		t.Errorf("%s is reached, and its route has gone", mapped)
+	}
+	explain(exitNo, append(nowhere, "its route has changed")...)
+	w.mustReload(c, corefile(guardBlock("nft-both", append(slices.Clone(twoRoutes), option)...)))
+	w.mappedTo(behind, "one", behind.addr4(1))
+	w.wantOpen(w.client, "tcp", mapped)
+	explain(exitOK, mapped+" leads to "+behind.addr4(1))
+
+	// Another book: nobody has it.
+	w.mustReload(c, corefile(guardBlock("nft-both", routeBlock("one", "state "+w.TempDir()+"/other.db"), option)))
+	if err := w.connect(w.client, "tcp", mapped); err == nil {
+		t.Errorf("%s is reached, and no name has it", mapped)
+	}
+	explain(exitNo, append(nowhere, "that no name has now")...)
 }

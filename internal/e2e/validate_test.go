@@ -40,15 +40,24 @@ func TestDNSSECValidated(t *testing.T) {
 	anchor := filepath.Join(t.TempDir(), "anchor")
 	w.save(anchor, tree.Anchor())
 	state := t.TempDir()
+	socket, option := w.socket()
 	corefile := func(more ...string) string {
-		lines := append([]string{examples, "require encrypted", "dnssec validate {\n anchor " + anchor + "\n state " + state + "\n }"}, more...)
+		lines := append([]string{examples, option, "require encrypted", "dnssec validate {\n anchor " + anchor + "\n state " + state + "\n }"}, more...)
 		return ". {\n errors\n " + guardBlock("nft-both", lines...) +
 			"\n forward . tls://" + resolver4 + " {\n tls " + theirs.file + "\n tls_servername " + serverName + "\n }\n cache\n}\n"
 	}
 	c := w.armed(w.run(path, netlab.As{}, w.guard, corefile()))
 	w.wantCases(tree, cases, "secure", "insecure")
-	if !strings.Contains(c.Output(), "is withheld: bogus") {
+	if !strings.Contains(c.Output(), "is withheld: bogus") || !strings.Contains(c.Output(), "needs the line: negative_anchor ") {
 		t.Error("the log says nothing of bogus answers")
+	}
+	for _, bad := range cases {
+		if bad.Verdict == "bogus" {
+			if out := w.ctl(socket, exitNo, "explain", bad.Q().Name); !strings.Contains(out, " ago: withheld, bogus: ") {
+				t.Errorf("%s is explained by: %s", bad.Name, out)
+			}
+			break
+		}
 	}
 
 	p := w.behind()
