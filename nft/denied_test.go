@@ -31,14 +31,24 @@ func (n *network) listed() map[backend.Flow]backend.Denial {
 // tallies returns them, and fails the test unless they are what the flows add up to.
 func (n *network) tallies() [backend.Hooks]backend.Tally {
 	n.Helper()
-	tallies, err := n.Tallies(n.Context())
-	if err != nil {
-		n.Fatal(err)
+	tally := func() [backend.Hooks]backend.Tally {
+		tallies, err := n.Tallies(n.Context())
+		if err != nil {
+			n.Fatal(err)
+		}
+		return tallies
 	}
 	var sum [backend.Hooks]backend.Count
-	for _, d := range n.listed() {
-		sum[d.Hook].Packets += d.Packets
-		sum[d.Hook].Bytes += d.Bytes
+	tallies := tally()
+	for before := tallies; ; before = tallies {
+		sum = [backend.Hooks]backend.Count{}
+		for _, d := range n.listed() {
+			sum[d.Hook].Packets += d.Packets
+			sum[d.Hook].Bytes += d.Bytes
+		}
+		if tallies = tally(); tallies == before {
+			break // no live connection has tried once more meanwhile
+		}
 	}
 	for h, t := range tallies {
 		if got, want := sum[h].Packets+t.Unlisted.Packets, t.Refused.Packets+t.Audited.Packets; got != want {

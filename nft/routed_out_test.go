@@ -152,11 +152,11 @@ func (n *network) countsTo(ifname string, targets []netip.Addr) func() int {
 	if err != nil {
 		n.Fatal(err)
 	}
-	found := make(chan int)
+	found, ctx := make(chan int), n.Context()
 	go func() {
 		count := 0
 		for {
-			f, err := s.Next(n.Context())
+			f, err := s.Next(ctx)
 			if err != nil {
 				found <- count
 				return
