@@ -106,8 +106,8 @@ func routedTraffic(b *bench) error {
 			return r
 		}
 		b.report.add(
-			compared("translated", "routed", masquerading.name).atLeast(0.95),
-			compared("translated", "routed", translating.name),
+			compared("translated", "routed", translating.name).atLeast(0.95),
+			compared("translated", "routed", masquerading.name),
 			compared("translated", "routed", plain.name),
 			compared("by the kernel's own rules", translating.name, plain.name),
 			compared("untranslated beside a route", "beside", plain.name),
