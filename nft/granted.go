@@ -12,15 +12,8 @@ import (
 
 // Mapped implements [backend.Router]. It does not keep grants waiting.
 func (b *Backend) Mapped(ctx context.Context, each func(mapped, real netip.Addr)) error {
-	var rules backend.Rules
-	if err := b.do(func(w *writer) error { rules = w.rules; return nil }); err != nil {
-		return err
-	}
-	if len(rules.Routes) == 0 {
-		return nil
-	}
-	s, err := openSocket()
-	if err != nil {
+	rules, s, err := b.besideWriter()
+	if s == nil {
 		return err
 	}
 	defer s.close()
@@ -41,15 +34,8 @@ func (b *Backend) Mapped(ctx context.Context, each func(mapped, real netip.Addr)
 
 // Granted implements [backend.Router]. It does not keep grants waiting.
 func (b *Backend) Granted(ctx context.Context, each func(mapped netip.Addr)) error {
-	var rules backend.Rules
-	if err := b.do(func(w *writer) error { rules = w.rules; return nil }); err != nil {
-		return err
-	}
-	if len(rules.Routes) == 0 {
-		return nil
-	}
-	s, err := openSocket()
-	if err != nil {
+	rules, s, err := b.besideWriter()
+	if s == nil {
 		return err
 	}
 	defer s.close()
@@ -83,4 +69,14 @@ func (b *Backend) Granted(ctx context.Context, each func(mapped netip.Addr)) err
 		}
 	}
 	return nil
+}
+
+// besideWriter returns the rules, and a socket to read what stands for their routes; none if
+// they have no routes.
+func (b *Backend) besideWriter() (rules backend.Rules, s *socket, err error) {
+	if err = b.do(func(w *writer) error { rules = w.rules; return nil }); err != nil || len(rules.Routes) == 0 {
+		return rules, nil, err
+	}
+	s, err = openSocket()
+	return rules, s, err
 }
