@@ -17,29 +17,29 @@ import (
 // the scope of the host no address of it is ever taken as the source for elsewhere.
 type onLoopback struct{}
 
-func (onLoopback) have() (all []netip.Addr, err error) {
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return nil, fmt.Errorf("lo: %w", err)
+func (onLoopback) have() ([]netip.Addr, error) {
+	_, all, err := sentinelsOnLo()
+	return all, err
+}
+
+func sentinelsOnLo() (lo netlink.Link, all []netip.Addr, err error) {
+	if lo, err = netlink.LinkByName("lo"); err != nil {
+		return nil, nil, fmt.Errorf("lo: %w", err)
 	}
 	list, err := netlink.AddrList(lo, netlink.FAMILY_ALL)
 	if err != nil {
-		return nil, fmt.Errorf("addresses of lo: %w", err)
+		return nil, nil, fmt.Errorf("addresses of lo: %w", err)
 	}
 	for _, a := range list {
 		if addr, ok := netip.AddrFromSlice(a.IP); ok && hostdns.IsSentinel(addr) {
 			all = append(all, addr.Unmap())
 		}
 	}
-	return all, nil
+	return lo, all, nil
 }
 
-func (o onLoopback) add() error {
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("lo: %w", err)
-	}
-	have, err := o.have()
+func (onLoopback) add() error {
+	lo, have, err := sentinelsOnLo()
 	if err != nil {
 		return err
 	}
@@ -61,12 +61,8 @@ func (o onLoopback) add() error {
 	return nil
 }
 
-func (o onLoopback) remove() error {
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("lo: %w", err)
-	}
-	have, err := o.have()
+func (onLoopback) remove() error {
+	lo, have, err := sentinelsOnLo()
 	if err != nil {
 		return err
 	}
