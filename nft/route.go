@@ -211,17 +211,17 @@ func bound(name string, r *backend.Rules, elsewhere, gone *denial) chain {
 // what grants of their real addresses say is not about them.
 func (p *path) begin(o *opening, alive []rule) []rule {
 	if p.swift(o) || len(p.rules.Routes) == 0 { // bindings first: in audit, all else lets pass
-		return slices.Concat(p.bindings(), o.straight(), alive, p.translated())
+		return slices.Concat(p.bindings(hasDNAT, ctOriginal), o.straight(), alive, p.translated())
 	}
 	return slices.Concat(p.translated(), o.straight(), alive)
 }
 
 // bindings send what must not leave but by its route to the chain for that.
-func (p *path) bindings() []rule {
+func (p *path) bindings(conditions ...match) []rule {
 	if !p.forward || !p.bound {
 		return nil // what this machine sends is looked at when it leaves
 	}
-	return isBound(chainBound, hasDNAT, ctOriginal)
+	return isBound(chainBound, conditions...)
 }
 
 // translated sends what has been translated to the chain for that.

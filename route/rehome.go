@@ -23,8 +23,8 @@ const (
 // one where it is, and is told which name has the route by what was last answered: mostly
 // name itself. It is for a reload or a restart that changes how a route leaves, once the
 // new rules are in force. Names that have no address of the new route's pools stay. Those
-// of its addresses that lead somewhere are mapped again, to the same real ones as before. A name that has addresses in its new route
-// already, has them first and the others besides.
+// of its addresses that lead somewhere are mapped again, to the same real ones as before. A
+// name that has addresses in its new route already, has them first and the others besides.
 func (b *Book) Rehome(ctx context.Context, to func(route, name, by string) *Route) error {
 	b.tidying.Lock()
 	defer b.tidying.Unlock()
