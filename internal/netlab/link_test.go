@@ -179,3 +179,18 @@ func TestManyShortConnections(t *testing.T) {
 	}
 	t.Logf("%.0f connections a minute", workers*each/time.Since(start).Minutes())
 }
+
+// A later lab's connections would end with those of an earlier one.
+func TestLinksHaveIndexesOfTheirOwn(t *testing.T) {
+	seen := map[int]bool{}
+	for range 2 {
+		a, _ := newPair(t, newLab(t))
+		link, err := a.routes.LinkByName("toB")
+		must(t, err)
+		if index := link.Attrs().Index; seen[index] {
+			t.Errorf("index %d comes again", index)
+		} else {
+			seen[index] = true
+		}
+	}
+}
