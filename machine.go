@@ -132,28 +132,41 @@ func (g *guard) arm(s *settings) (err error) {
 }
 
 // change has the kernel enforce new settings, and names go by the routes in them. Routes of
-// before go on until then.
+// before go on until then, unless there are none in them.
 func (g *guard) change(s *settings, units units) error {
-	err := g.findStrangers(s)
-	if err != nil {
+	if err := g.findStrangers(s); err != nil {
 		return err
 	}
-	g.before = g.rules.Routes
-	err = g.enforce(s, units)
-	g.before = nil
-	if err != nil {
-		return err
-	}
-	if err := g.takeOver(s); err != nil {
+	was := g.routing.Load()
+	if err := g.changeFrom(was, s, units); err != nil {
 		if g.armed() {
 			_ = g.enforce(g.settings.Load(), g.units) // as it was
 		}
+		g.resume(was)
 		return err
 	}
 	if len(g.rules.Routes) == len(s.found.kernelRoutes()) {
 		return nil
 	}
 	return g.enforce(s, units)
+}
+
+func (g *guard) changeFrom(was *routing, s *settings, units units) error {
+	unrouted := g.unrouted(s.found.routes)
+	if g.armed() && unrouted != nil {
+		g.pause(was)
+		_ = g.shut(unrouted) // before they leave by another way; if that fails, the table is made anew
+	}
+	g.before = g.rules.Routes
+	err := g.enforce(s, units)
+	g.before = nil
+	if err == nil {
+		err = g.shut(unrouted)
+	}
+	if err == nil {
+		err = g.takeOver(s, was)
+	}
+	return err
 }
 
 // enforce has the kernel enforce what the settings mean on the machine as it is now.

@@ -131,8 +131,12 @@ func (g *guard) pause(was *routing) *routing {
 	return t
 }
 
-// resume goes on as before the pause.
-func (g *guard) resume(was, paused *routing) {
+// resume goes on as before the pause, if there is one.
+func (g *guard) resume(was *routing) {
+	paused := g.routing.Load()
+	if paused == was {
+		return
+	}
 	t := *was
 	t.changed = make(chan struct{})
 	g.routing.Store(&t)
@@ -155,18 +159,18 @@ func bridge(routes, before []backend.Route) []backend.Route {
 }
 
 // takeOver has names and answers go by the routes of a Corefile, which are in the rules by
-// now.
-func (g *guard) takeOver(s *settings) error {
-	was := g.routing.Load()
+// now, instead of those that were. Answers may have been paused.
+func (g *guard) takeOver(s *settings, was *routing) error {
 	routes := s.found.routes
 	if len(routes) == 0 && len(was.pools) == 0 {
 		return nil
 	}
-	last := was
+	last := g.routing.Load()
 	if all := strangersOf(routes); all != nil {
-		last = g.pause(was)
+		if last == was {
+			last = g.pause(was)
+		}
 		if err := g.endStrangers(all); err != nil {
-			g.resume(was, last)
 			return err
 		}
 	}

@@ -3,6 +3,7 @@ package e2e
 import (
 	"math/rand/v2"
 	"net"
+	"strconv"
 	"testing"
 	"time"
 
@@ -224,6 +225,46 @@ func TestRouteGoes(t *testing.T) {
 		t.Errorf("a name that is no longer routed: %v", answer)
 	}
 	m.wantSight(m.client, real, real, client4)
+}
+
+// When the last route goes, whoever remembers its addresses does not send there by whatever way
+// the machine has.
+func TestLastRouteGoes(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{"reload", "restart", "kill"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			m := newMappedWorld(t)
+			x := m.tap()
+			const real = "198.18.53.1"
+			m.atlas.addrs("www.shop.test.", 60, real)
+			m.atlas.addrs("www.else.test.", 60, "198.18.53.2")
+			c := m.start(m.corefile("nft-gateway", m.routedTo("shop.test")))
+			addr := m.mapped(m.client, gateway4, "www.shop.test.", true)[0]
+			m.wantSight(m.client, addr, real, routeEgress4)
+			m.question(m.client, gateway4, "www.else.test.", "A")
+			without := m.corefile("nft-gateway")
+			switch how {
+			case "reload":
+				m.mustReload(c, without)
+			case "restart":
+				m.must(c.Stop())
+				m.start(without)
+			case "kill":
+				m.kill(c)
+				m.start(without)
+			}
+			for _, network := range networks {
+				if err := talkTo(m.client, network, net.JoinHostPort(addr, strconv.Itoa(mirrorPort))); err == nil {
+					t.Errorf("%s to %s is open", network, addr)
+				}
+			}
+			if n := x.seen(func(p packet) bool { return pool4.Contains(p.destination) }); n > 0 {
+				t.Errorf("%d packets for mapped addresses have left", n)
+			}
+			m.wantSight(m.client, "198.18.53.2", "198.18.53.2", client4) // what is no mapped address is open still
+		})
+	}
 }
 
 // Whoever flushes the ruleset, where the kernel lets him, opens nothing: until it is back
