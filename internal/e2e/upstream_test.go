@@ -56,14 +56,14 @@ func TestUpstreamByCgroup(t *testing.T) {
 	w := newWorld(t)
 	group := w.cgroup("coredns.service")
 	others := []sender{w.guard, w.client, w.program(netlab.As{Cgroup: w.cgroup("a.service")}), w.program(netlab.As{User: w.user(1001)})}
-	file := upstreams("nft-both", upstreamOption)
+	file := upstreams("nft-both", upstreamOption, "admin off") // or it warns that another test's has the socket
 	c := w.startAs(netlab.As{Cgroup: group}, file)
 	if strings.Contains(c.Output(), "WARNING") {
 		t.Errorf("it warns:\n%s", c.Output())
 	}
 	w.wantResolved(1)
 	w.wantUpstreamShut(others...)
-	w.mustReload(c, upstreams("nft-both", upstreamOption, "hold 2s"))
+	w.mustReload(c, upstreams("nft-both", upstreamOption, "admin off", "hold 2s"))
 	w.wantResolved(2)
 	w.wantUpstreamShut(w.guard)
 

@@ -13,6 +13,7 @@ type Lab struct {
 	// mu guards what follows, and makes Close wait for a host in the making.
 	mu      sync.Mutex
 	hosts   map[string]*Host
+	links   int
 	cgroups *Cgroup // what all of its cgroups are in; nil before the first
 	closed  bool
 }

@@ -11,13 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// firstIndex is beyond the interface indexes that the kernel gives out by itself.
+// firstIndex is beyond the interface indexes that the kernel gives out by itself. Each lab begins
+// there, since package net remembers for a minute which index a zone has.
 const firstIndex = 1000
 
-// links are how many have been made, in all labs: no two have the same index. For some time
-// after an interface has gone, the kernel ends the connections that one with its index and its
-// address masquerades. (net/netfilter/nf_nat_masquerade.c)
-var links atomic.Int32
+// linksHere are how many there have been on this process's own network, where no index comes
+// twice: for some time after an interface has gone, the kernel ends the connections that one with
+// its index and its address masquerades. (net/netfilter/nf_nat_masquerade.c)
+var linksHere atomic.Int32
 
 // Link connects two hosts by a veth pair and sets both ends up.
 func (l *Lab) Link(a *Host, aIf string, b *Host, bIf string) error {
@@ -27,7 +28,12 @@ func (l *Lab) Link(a *Host, aIf string, b *Host, bIf string) error {
 	// The two ends must not have the same index, each in its namespace: the kernel takes such a
 	// device for one without a peer (linkwatch_urgent_event), and waits up to a second before it
 	// lets IPv6 use the link.
-	end := netlink.LinkAttrs{Name: aIf, Index: firstIndex + int(links.Add(1))}
+	l.links++
+	index := firstIndex + l.links
+	if a.name == here {
+		index = 2*firstIndex + int(linksHere.Add(1))
+	}
+	end := netlink.LinkAttrs{Name: aIf, Index: index}
 	doing := fmt.Sprintf("link %s to %s of %s", aIf, bIf, b.name)
 	err := a.rtnl(func(nl *netlink.Handle) error {
 		return nl.LinkAdd(&netlink.Veth{

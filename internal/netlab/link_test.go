@@ -180,11 +180,14 @@ func TestManyShortConnections(t *testing.T) {
 	t.Logf("%.0f connections a minute", workers*each/time.Since(start).Minutes())
 }
 
-// A later lab's connections would end with those of an earlier one.
-func TestLinksHaveIndexesOfTheirOwn(t *testing.T) {
+// A later lab's connections would end with those of an earlier one on the same network.
+func TestLinksHereHaveIndexesOfTheirOwn(t *testing.T) {
 	seen := map[int]bool{}
 	for range 2 {
-		a, _ := newPair(t, newLab(t))
+		lab := newLab(t)
+		a, err := lab.Here()
+		must(t, err)
+		must(t, lab.Link(a, "toB", newTestHost(t, lab, "b"), "toA"))
 		link, err := a.routes.LinkByName("toB")
 		must(t, err)
 		if index := link.Attrs().Index; seen[index] {
@@ -192,5 +195,6 @@ func TestLinksHaveIndexesOfTheirOwn(t *testing.T) {
 		} else {
 			seen[index] = true
 		}
+		must(t, lab.Close())
 	}
 }
