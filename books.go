@@ -116,8 +116,9 @@ func bookID(routes []*namedRoute) string {
 }
 
 // origins are those of the routes' addresses, and of what was before for all others: which
-// book knows the most of an address is the one that had it last, however long ago.
-func origins(routes []*namedRoute, before []backend.Origin) (all []backend.Origin) {
+// book knows the most of an address is the one that had it last, however long ago. All that is
+// not among what is routed has gone.
+func origins(routes []*namedRoute, before []backend.Origin, routed *netipx.IPSet) (all []backend.Origin) {
 	sets := make(map[string]*netipx.IPSetBuilder)
 	of := func(book string) *netipx.IPSetBuilder {
 		if sets[book] == nil {
@@ -141,9 +142,13 @@ func origins(routes []*namedRoute, before []backend.Origin) (all []backend.Origi
 		}
 	}
 	for _, book := range slices.Sorted(maps.Keys(sets)) {
-		set, _ := sets[book].IPSet() // errors only on invalid prefixes
-		for _, pool := range set.Prefixes() {
+		set := ipSet(sets[book])
+		gone := minus(set, routed)
+		for _, pool := range minus(set, gone).Prefixes() {
 			all = append(all, backend.Origin{Book: book, Pool: pool})
+		}
+		for _, pool := range gone.Prefixes() {
+			all = append(all, backend.Origin{Book: book, Pool: pool, Gone: true})
 		}
 	}
 	return all

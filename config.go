@@ -49,11 +49,10 @@ type found struct {
 	classes  map[backend.Class]backend.Predicates
 	upstream []netip.AddrPort
 	self     backend.Program
-	capture  uint16         // port
-	routes   []*namedRoute  // of all server blocks
-	policies []*policy      // the same, in order
-	pools    []netip.Prefix // of these, each once
-	book     string         // the name of all their books
+	capture  uint16        // port
+	routes   []*namedRoute // of all server blocks
+	policies []*policy     // the same, in order
+	book     string        // the name of all their books
 
 	directives []admin.Directive // as they stand in the Corefile
 
@@ -152,7 +151,11 @@ func (s *settings) rules(m *machine) backend.Rules {
 	if r.Routes = bridge(s.found.kernelRoutes(), m.routes); len(r.Routes) > 0 {
 		r.MaxMappings, r.Book = s.limits.mappings, s.found.book
 	}
-	r.Origins = origins(s.found.routes, m.origins)
+	routed := m.routed
+	if routed == nil {
+		routed = routedBy(s.found.routes)
+	}
+	r.Origins = origins(s.found.routes, m.origins, routed)
 	return r
 }
 

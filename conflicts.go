@@ -94,11 +94,6 @@ func (s *settings) settleRoutes(routes []*namedRoute, machine []netip.Prefix, wa
 		}
 	}
 	s.found.routes = routes
-	for _, r := range routes {
-		s.found.pools = append(s.found.pools, r.pools...)
-	}
-	slices.SortFunc(s.found.pools, netip.Prefix.Compare)
-	s.found.pools = slices.Compact(s.found.pools)
 	return nil
 }
 

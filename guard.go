@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"go4.org/netipx"
 	"golang.org/x/time/rate"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/admin"
@@ -36,6 +37,7 @@ type guard struct {
 	arming    sync.Mutex
 	rules     backend.Rules   // in force; at first only the origins that others have left
 	before    []backend.Route // that still are, besides those of the settings
+	routed    *netipx.IPSet   // addresses that were of routes, while a change is under way; else nil
 	classes   []string        // by number, in words; the first is any
 	units     units           // nil unless the Corefile names some
 	unitPaths []string
@@ -165,20 +167,43 @@ func (g *guard) end(leave backend.Leave) error {
 // permit returns when every target may be reached, at least as long as the
 // client may use it, or says why not.
 func (g *guard) permit(ctx context.Context, scope backend.Scope, name string, targets []target) error {
-	if len(targets) == 0 {
+	now := g.now()
+	if g.covers(scope, targets, now) {
 		return nil
+	}
+	done, err := g.giveReal(targets)
+	if err != nil {
+		return err
+	}
+	defer done.RUnlock()
+	return g.hold(ctx, name, targets, now)
+}
+
+// permitMapped is permit for mapped addresses, which nobody takes over meanwhile.
+func (g *guard) permitMapped(ctx context.Context, scope backend.Scope, name string, targets []target) error {
+	now := g.now()
+	if g.covers(scope, targets, now) {
+		return nil
+	}
+	return g.hold(ctx, name, targets, now)
+}
+
+// covers reports whether every target may be reached for long enough without any more ado.
+func (g *guard) covers(scope backend.Scope, targets []target, now time.Time) bool {
+	if len(targets) == 0 {
+		return true
 	}
 	for i := range targets {
 		targets[i].key.Scope = scope
 	}
-	lease, now := &g.settings.Load().lease, g.now()
+	lease := &g.settings.Load().lease
 	for i := range targets {
 		if !g.inForce.Covers(targets[i].key, now.Add(lease.Need(targets[i].ttl))) {
-			return g.hold(ctx, name, targets, now)
+			return false
 		}
 	}
 	answersPassed.Inc()
-	return nil
+	return true
 }
 
 // hold asks for the grants, some of which are missing, and waits until they are in

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"go4.org/netipx"
+
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/identity"
 )
@@ -61,6 +63,7 @@ type machine struct {
 	before  []backend.Holder // who may have local grants from before a reload
 	routes  []backend.Route  // of before, which names may still have
 	origins []backend.Origin // of mapped addresses, before
+	routed  *netipx.IPSet    // addresses that count as those of routes; nil is those of the settings
 	audit   switched         // what has been switched while running
 }
 
@@ -137,31 +140,30 @@ func (g *guard) change(s *settings, units units) error {
 	if err := g.findStrangers(s); err != nil {
 		return err
 	}
-	was := g.routing.Load()
-	if err := g.changeFrom(was, s, units); err != nil {
+	was, turned := g.routing.Load(), g.turned(s.found.routes)
+	if err := g.changeFrom(was, s, units, turned); err != nil {
 		if g.armed() {
 			_ = g.enforce(g.settings.Load(), g.units) // as it was
 		}
 		g.resume(was)
 		return err
 	}
-	if len(g.rules.Routes) == len(s.found.kernelRoutes()) {
+	if turned == nil && len(g.rules.Routes) == len(s.found.kernelRoutes()) {
 		return nil
 	}
 	return g.enforce(s, units)
 }
 
-func (g *guard) changeFrom(was *routing, s *settings, units units) error {
-	unrouted := g.unrouted(s.found.routes)
-	if g.armed() && unrouted != nil {
-		g.pause(was)
-		_ = g.shut(unrouted) // before they leave by another way; if that fails, the table is made anew
+func (g *guard) changeFrom(was *routing, s *settings, units units, turned *netipx.IPSet) error {
+	if g.armed() && turned != nil {
+		g.pause(was, s.found.routes)
+		_ = g.shut(turned) // before they leave by another way; if that fails, the table is made anew
 	}
-	g.before = g.rules.Routes
+	g.before, g.routed = g.rules.Routes, routedIn(g.rules.Origins)
 	err := g.enforce(s, units)
-	g.before = nil
+	g.before, g.routed = nil, nil
 	if err == nil {
-		err = g.shut(unrouted)
+		err = g.shut(turned)
 	}
 	if err == nil {
 		err = g.takeOver(s, was)
@@ -171,7 +173,7 @@ func (g *guard) changeFrom(was *routing, s *settings, units units) error {
 
 // enforce has the kernel enforce what the settings mean on the machine as it is now.
 func (g *guard) enforce(s *settings, units units) error {
-	m := machine{before: g.rules.LocalHolders, routes: g.before, origins: g.rules.Origins, audit: g.switched}
+	m := machine{before: g.rules.LocalHolders, routes: g.before, origins: g.rules.Origins, routed: g.routed, audit: g.switched}
 	if s.gateway() { // also with scope any, where clients' grants from before go on
 		m.onLink = g.around.OnLink()
 	}

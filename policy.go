@@ -144,6 +144,7 @@ type filter struct {
 	*policy
 	*settings
 	own   func(netip.Addr) bool // nil is none
+	pools []pool                // of routes
 	scope backend.Scope         // whose grants are made
 	name  string                // what was asked for: no other name in the answer counts
 	room  int                   // for addresses in the section that is looked at
@@ -181,7 +182,7 @@ func (f *filter) withheld(addr netip.Addr) *reach.Block {
 	}
 	var buf [4]netip.Addr
 	for _, part := range reach.Parts(addr, buf[:0]) {
-		if len(f.found.pools) > 0 && contains(f.found.pools, part) {
+		if slices.ContainsFunc(f.pools, func(p pool) bool { return p.Contains(part) }) {
 			return ofPool
 		}
 		b := reach.Of(part)

@@ -105,7 +105,7 @@ func (q *query) rewritten(m, said *dns.Msg, scope backend.Scope, r *namedRoute, 
 	for _, addr := range mapped {
 		targets = append(targets, target{backend.KeyOf(addr), ttl})
 	}
-	if err := g.permit(q.Context, scope, name, targets); err != nil {
+	if err := g.permitMapped(q.Context, scope, name, targets); err != nil {
 		return nil, err
 	}
 	g.remember(q, scope, targets)

@@ -31,6 +31,17 @@ type pool struct {
 
 func newRouting() *routing { return &routing{changed: make(chan struct{})} }
 
+// add adds the routes' pools, each once.
+func (t *routing) add(routes []*namedRoute) {
+	for _, r := range routes {
+		for _, prefix := range r.pools {
+			if p := (pool{prefix, r.book}); !slices.Contains(t.pools, p) {
+				t.pools = append(t.pools, p)
+			}
+		}
+	}
+}
+
 // find returns the pool that an address is of, if it is of one.
 func (t *routing) find(addr netip.Addr) *pool {
 	for i := range t.pools {
@@ -99,6 +110,9 @@ func (g *guard) awaitRoute(ctx context.Context, r *namedRoute, name string) (*na
 // errTakenOver says that a route has been taken over by another since.
 var errTakenOver = errors.New("another Corefile has taken the route over")
 
+// errPooled says that an address is a route's to give out, since the answer was looked at.
+var errPooled = errors.New("an address in the answer has become one of a route's pool at this moment")
+
 // givers are answers that give out mapped addresses at this moment. Nearly all answers come by
 // here, so they are spread.
 type givers [16]struct {
@@ -108,8 +122,7 @@ type givers [16]struct {
 
 // give holds off that other books take over until done is unlocked, if the route is in force.
 func (g *guard) give(r *namedRoute) (done *sync.RWMutex, err error) {
-	done = &g.givers[rand.N(len(g.givers))].RWMutex
-	done.RLock()
+	done = g.givers.one()
 	if !g.routing.Load().routes[r] {
 		done.RUnlock()
 		return nil, errTakenOver
@@ -117,11 +130,31 @@ func (g *guard) give(r *namedRoute) (done *sync.RWMutex, err error) {
 	return done, nil
 }
 
+// giveReal holds off that routes get addresses that are none of theirs.
+func (g *guard) giveReal(targets []target) (done *sync.RWMutex, err error) {
+	done = g.givers.one()
+	t := g.routing.Load()
+	for i := range targets {
+		if t.find(targets[i].key.Addr()) != nil {
+			done.RUnlock()
+			return nil, errPooled
+		}
+	}
+	return done, nil
+}
+
+func (g *givers) one() *sync.RWMutex {
+	one := &g[rand.N(len(g))].RWMutex
+	one.RLock()
+	return one
+}
+
 // pause has answers wait for other routes than those that were, and returns when none gives
-// out an address of theirs any more.
-func (g *guard) pause(was *routing) *routing {
+// out an address of theirs any more, nor one that the next ones have.
+func (g *guard) pause(was *routing, next []*namedRoute) *routing {
 	t := newRouting()
-	t.pools, t.classes, t.book = was.pools, was.classes, was.book
+	t.pools, t.classes, t.book = slices.Clip(was.pools), was.classes, was.book
+	t.add(next)
 	g.routing.Store(t)
 	close(was.changed)
 	for i := range g.givers {
@@ -168,7 +201,7 @@ func (g *guard) takeOver(s *settings, was *routing) error {
 	last := g.routing.Load()
 	if all := strangersOf(routes); all != nil {
 		if last == was {
-			last = g.pause(was)
+			last = g.pause(was, routes)
 		}
 		if err := g.endStrangers(all); err != nil {
 			return err
@@ -179,14 +212,12 @@ func (g *guard) takeOver(s *settings, was *routing) error {
 	t.policies, t.routes, t.book = s.found.policies, map[*namedRoute]bool{}, s.found.book
 	for _, r := range routes {
 		t.routes[r] = true
-		for _, prefix := range r.pools {
-			t.pools = append(t.pools, pool{prefix, r.book})
-		}
 		if !slices.Contains(t.classes, r.class) {
 			t.classes = append(t.classes, r.class)
 		}
 		r.book.SetMax(s.limits.mappings)
 	}
+	t.add(routes)
 	for _, b := range t.books() {
 		var listed []*route.Route
 		for _, r := range routes {

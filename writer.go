@@ -115,7 +115,7 @@ func (q *query) permitted(m *dns.Msg) (*dns.Msg, error) {
 // strip returns what somebody may know of m: mostly m.
 func (q *query) strip(m *dns.Msg, scope backend.Scope) *dns.Msg {
 	g := q.handler.guard
-	f := filter{policy: q.handler.policy, settings: g.settings.Load(), own: g.own, scope: scope, name: q.question.Name}
+	f := filter{policy: q.handler.policy, settings: g.settings.Load(), own: g.own, pools: g.routing.Load().pools, scope: scope, name: q.question.Name}
 	if f.clean(m) {
 		return m
 	}

@@ -66,6 +66,7 @@ func (r *Route) String() string {
 type Origin struct {
 	Book string // letters and digits
 	Pool netip.Prefix
+	Gone bool // no route has them any more, and they may be open as any other address
 }
 
 // A Mapping says what real address stands behind a mapped one. Both are of the same IP

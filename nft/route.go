@@ -35,6 +35,8 @@ const (
 	setRoute  = "route-"
 	setBound  = "bound"
 	setOrigin = "origin-"
+
+	originGone = "-gone" // the end of such a name
 )
 
 // A path is a way that packets take past routes: those that are forwarded, or those that

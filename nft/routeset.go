@@ -17,7 +17,11 @@ func origins(r *backend.Rules) (sets []set) {
 
 // originName is a name that nft can read, without colons.
 func originName(o backend.Origin) string {
-	return setOrigin + o.Book + "-" + strings.ReplaceAll(o.Pool.String(), ":", "_")
+	name := setOrigin + o.Book + "-" + strings.ReplaceAll(o.Pool.String(), ":", "_")
+	if o.Gone {
+		name += originGone
+	}
+	return name
 }
 
 // originOf reads such a name.
@@ -25,9 +29,10 @@ func originOf(set string) (o backend.Origin, ok bool) {
 	if set, ok = strings.CutPrefix(set, setOrigin); !ok {
 		return o, false
 	}
+	set, gone := strings.CutSuffix(set, originGone)
 	book, pool, _ := strings.Cut(set, "-")
 	prefix, err := netip.ParsePrefix(strings.ReplaceAll(pool, "_", ":"))
-	return backend.Origin{Book: book, Pool: prefix}, err == nil
+	return backend.Origin{Book: book, Pool: prefix, Gone: gone}, err == nil
 }
 
 // mappings are the sets of mapped addresses: what stands behind each, and of which route it

@@ -331,7 +331,9 @@ func (c *contract) origins() {
 	have()
 	r := RoutedRules()
 	one, two, three := backend.Origin{Book: "b1", Pool: r.Routes[0].Pools[0]}, backend.Origin{Book: "b1", Pool: r.Routes[0].Pools[1]}, backend.Origin{Book: "b2", Pool: r.Routes[0].Pools[1]}
-	for _, origins := range [][]backend.Origin{{one}, {one, two}, {one, three}} {
+	gone := one
+	gone.Gone = true
+	for _, origins := range [][]backend.Origin{{one}, {one, two}, {gone, two}, {one, three}} {
 		r.Origins = origins
 		c.open(r)
 		have(origins...)

@@ -3,6 +3,7 @@ package e2e
 import (
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"strconv"
 	"testing"
 	"time"
@@ -263,6 +264,46 @@ func TestLastRouteGoes(t *testing.T) {
 				t.Errorf("%d packets for mapped addresses have left", n)
 			}
 			m.wantSight(m.client, "198.18.53.2", "198.18.53.2", client4) // what is no mapped address is open still
+		})
+	}
+}
+
+// Whoever controls a name has an address of a pool opened to himself while it is none, or none
+// any more. Once a route has it, that is no way to the name's server.
+func TestPoolWasOpenBefore(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{"reload", "restart"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			m := newMappedWorld(t)
+			const real, pool = "198.18.54.1", "198.18.200.0/24"
+			m.atlas.addrs("www.shop.test.", 3600, real)
+			m.atlas.addrs("www.bank.test.", 3600, "198.18.54.2")
+			bank := m.route("**.bank.test")
+			without, with := m.corefile("nft-both", bank), m.corefile("nft-both", bank, m.route("**.shop.test", "pool "+pool, "egress "+routeEgress4))
+			c := m.start(without)
+			change := func(file string) {
+				if how == "reload" {
+					m.mustReload(c, file)
+					return
+				}
+				m.must(c.Stop())
+				c = m.start(file)
+			}
+			thief, victim := m.behind(), m.self()
+			for round := range 2 {
+				name := []string{"evil.test.", "evil2.test."}[round]
+				m.atlas.addrs(name, 3600, "198.18.200.1")
+				m.question(thief.Host, thief.resolver4, name, "A")
+				change(with)
+				addr := m.given(victim.Host, victim.resolver4, "www.shop.test.", netip.MustParsePrefix(pool))[0]
+				m.wantSight(victim.Host, addr, real, routeEgress4)
+				if addr != "198.18.200.1" {
+					t.Fatalf("the name has %s", addr)
+				}
+				m.wantReset(thief.Host, addr)
+				change(without)
+			}
 		})
 	}
 }
