@@ -79,7 +79,7 @@ func (q *query) rewritten(m, said *dns.Msg, scope backend.Scope, r *namedRoute, 
 	scope.Class = r.class
 	var asker uint64
 	if !r.literal || p.of(name) == nil {
-		asker = g.share(scope)
+		asker = q.namer(scope)
 	}
 	done, err := g.give(r)
 	if err != nil {
@@ -185,7 +185,17 @@ func (g *guard) mapped(ctx context.Context, r *namedRoute, name, by string, aske
 	return all, nil
 }
 
-// share is by whom names are made up, if that can be told.
+// namer is a hash of who may have a share of the addresses for names that he makes up: 0 is nobody,
+// where this machine has nobody to leave some for.
+func (q *query) namer(scope backend.Scope) uint64 {
+	asker := q.asker(scope)
+	if asker == 0 && q.handler.guard.settings.Load().gateway() {
+		return 1
+	}
+	return asker
+}
+
+// share is a hash of one client or application; all of this machine, and all together, have 0.
 func (g *guard) share(scope backend.Scope) uint64 {
 	if scope.Holder.Many() {
 		return 0

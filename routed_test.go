@@ -305,3 +305,30 @@ func TestAliasesDoNotSayWhereNamesLead(t *testing.T) {
 	r.wantText(c.ask("a.test. A", "a.test. 30 CNAME www.routed.test.\nwww.routed.test. 30 A 6.6.6.6"), "a.test. 30 IN A 100.96.0.2\n")
 	r.wantMapped("100.96.0.1 > 9.9.9.9", "100.96.0.2 > 6.6.6.6")
 }
+
+// Who makes up names leaves addresses for others, whoever answers are for.
+func TestWhoMakesUpNamesLeavesSome(t *testing.T) {
+	for _, tt := range []struct{ options, from string }{
+		{"mode nft-gateway", "10.0.0.66"},
+		{"mode nft-gateway\nscope any", "10.0.0.66"},
+		{"mode nft-both", "127.0.0.1"},
+		{"mode nft-both\nscope any", "127.0.0.1"},
+		{"mode nft-both\nscope any", "10.0.0.66"},
+	} {
+		t.Run(strings.ReplaceAll(tt.options, "\n", " ")+" from "+tt.from, func(t *testing.T) {
+			r := newRig(t, "ipdestinationguard {\n"+tt.options+"\nroute **.routed.test {\npool 10.9.0.0/27\n}\n}")
+			had := func(from, name string) bool {
+				return strings.Contains(r.at(from).ask(name+" A", name+" 30 A 9.9.9.9"), " 10.9.0.")
+			}
+			n := 0
+			for i := range 40 {
+				if had(tt.from, fmt.Sprintf("n%d.routed.test.", i)) {
+					n++
+				}
+			}
+			if n < 10 || n > 20 || !had("10.0.0.1", "www.routed.test.") {
+				t.Errorf("one has %d addresses of 30", n)
+			}
+		})
+	}
+}

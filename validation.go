@@ -158,8 +158,8 @@ func (q *query) validated(v *validation, m *dns.Msg, scope backend.Scope) (*dns.
 	return nil, &unproven{a.Code, a.Verdict.String() + ": " + a.Why}
 }
 
-// asker is a hash of who may have a share of the places that validation has: also where grants are everybody's,
-// clients are told apart.
+// asker is a hash of who may have a share of what there is for all, as of the places that validation has: also where
+// grants are everybody's, clients are told apart. This machine has 0, unless its applications are told apart.
 func (q *query) asker(scope backend.Scope) uint64 {
 	g := q.handler.guard
 	if scope.Holder.Many() || scope.Holder == nobody.Holder {
