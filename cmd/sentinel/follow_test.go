@@ -241,10 +241,18 @@ func TestStatus(t *testing.T) {
 }
 
 func TestUsage(t *testing.T) {
-	for _, args := range [][]string{{}, {"sideways"}, {"up", "down"}, {"-x", "up"}} {
+	for _, args := range [][]string{{}, {"sideways"}, {"up", "down"}, {"up", "up"}, {"-x", "up"}, {"up", "-x"}} {
 		var errs bytes.Buffer
 		if err := command(context.Background(), args, io.Discard, &errs); !errors.Is(err, errUsage) || !strings.Contains(errs.String(), "usage: ") {
 			t.Errorf("%q: %v\n%s", args, err, &errs)
+		}
+	}
+	b := newBox(t)
+	b.save(resolv, lease)
+	for _, args := range [][]string{{"-root", b.root, "status"}, {"status", "-root", b.root}} {
+		var out, errs bytes.Buffer
+		if err := command(context.Background(), args, &out, &errs); !errors.Is(err, errNotPointed) || !strings.Contains(out.String(), "10.0.0.1 10.0.0.2") {
+			t.Errorf("%q: %v\n%s%s", args, err, &out, &errs)
 		}
 	}
 }

@@ -45,18 +45,22 @@ func command(ctx context.Context, args []string, out, errs io.Writer) error {
 	flags.Usage = func() { fmt.Fprint(errs, usage); flags.PrintDefaults() }
 	root := flags.String("root", "/", "the `folder` that has etc, run and var of the machine")
 	wait := flags.Duration("wait", 10*time.Second, "how long up waits for CoreDNS to answer")
-	if err := flags.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return err
-		}
+	err := flags.Parse(args)
+	verb := flags.Arg(0)
+	if err == nil && verb != "" { // options may stand behind it as well
+		err = flags.Parse(flags.Args()[1:])
+	}
+	if errors.Is(err, flag.ErrHelp) {
+		return err
+	} else if err != nil {
 		return errUsage
 	}
-	if flags.NArg() != 1 {
+	if verb == "" || flags.NArg() > 0 {
 		flags.Usage()
 		return errUsage
 	}
 	m := newMachine(*root, func(format string, args ...any) { fmt.Fprintf(errs, format+"\n", args...) })
-	switch verb := flags.Arg(0); verb {
+	switch verb {
 	case "up":
 		return m.up(ctx, *wait)
 	case "down":
