@@ -67,7 +67,7 @@ func (a *administration) hooks(ctx context.Context) (hooks []admin.Hook) {
 		case on.audit:
 			h.State = admin.Audited
 		}
-		if switched[hook].by {
+		if switched[hook].by && switched[hook].audit != a.guard.settings.Load().operation.audit[hook] {
 			h.By = "guardctl"
 		}
 		t := &tallies[hook]

@@ -63,16 +63,19 @@ func TestAuditIsSwitchedAndTried(t *testing.T) {
 		t.Errorf("confirmed after its end: %v", err)
 	}
 	check("another", "output: enforced by corefile, forward: trial by corefile", try(60))
-	check("confirmed", "output: enforced by guardctl, forward: enforced by guardctl", confirm())
+	check("confirmed", "output: enforced by corefile, forward: enforced by guardctl", confirm())
 	if err := try(60); !errors.Is(err, admin.ErrConflict) {
 		t.Errorf("a trial where all is enforced: %v", err)
 	}
 	r.arm(audited)
-	check("a reload", "output: enforced by guardctl, forward: enforced by guardctl", nil)
+	check("a reload", "output: enforced by corefile, forward: enforced by guardctl", nil)
+	r.arm("ipdestinationguard nft-both")
+	check("a reload after which the Corefile says so too", "output: enforced by corefile, forward: enforced by corefile", nil)
+	r.arm(audited)
 	check("audit of one", "output: audit by guardctl, forward: enforced by guardctl", set("output", true))
-	check("and of all", "output: audit by guardctl, forward: audit by guardctl", set("", true))
-	check("a trial of both", "output: trial by guardctl, forward: trial by guardctl", try(0.5))
-	check("audit ends it", "output: audit by guardctl, forward: audit by guardctl", set("", true))
+	check("and of all", "output: audit by guardctl, forward: audit by corefile", set("", true))
+	check("a trial of both", "output: trial by guardctl, forward: trial by corefile", try(0.5))
+	check("audit ends it", "output: audit by guardctl, forward: audit by corefile", set("", true))
 	r.arm("ipdestinationguard nft-local")
 	check("a reload that guards less", "output: audit by guardctl", nil)
 	for _, err := range []error{set("input", true), set("forward", true), set("forward", false), try(0), try(-1), try(1e12)} {

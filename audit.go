@@ -116,7 +116,7 @@ func (g *guard) confirm(ctx context.Context) error {
 		return err
 	}
 	if !until.After(g.now()) {
-		return fmt.Errorf("%w: there is no trial, or it has ended", admin.ErrConflict)
+		return fmt.Errorf("%w: there is no trial, or it has ended: guardctl trial 5m begins one", admin.ErrConflict)
 	}
 	return g.switchAudit(ctx, []backend.Hook{backend.Output, backend.Forward}, false)
 }

@@ -104,7 +104,7 @@ func (a *administration) addressesOf(name string) (addrs []netip.Addr) {
 func (a *administration) flows(q admin.ExplainQuery) (flows []why.Flow, err error) {
 	protocol, ok := protocolNumbers[cmp.Or(strings.ToLower(q.Protocol), "tcp")]
 	if !ok {
-		return nil, fmt.Errorf("%w: there is no protocol %q here", admin.ErrInvalid, q.Protocol)
+		return nil, fmt.Errorf("%w: there is no protocol %q here: write one with its port, as in tcp/443, or one without ports, as in icmp", admin.ErrInvalid, q.Protocol)
 	}
 	base := why.Flow{Protocol: protocol}
 	if hasPorts(protocol) {
@@ -190,5 +190,6 @@ func (a *administration) answer(w *why.Answer) admin.Answer {
 	if w.Asker.IsValid() {
 		who = w.Asker.String() + " (" + who + ")"
 	}
-	return admin.Answer{Name: why.Plain(w.Name), Address: w.Addr, For: who, At: w.At, Until: timeOrNil(w.Until), Stripped: w.Stripped}
+	name := why.Plain(w.Name)
+	return admin.Answer{Name: name, Address: w.Addr, For: who, At: w.At, Until: timeOrNil(w.Until), Stripped: w.Stripped, Line: lineFor(name, w.Addr, w.Stripped)}
 }

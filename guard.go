@@ -247,15 +247,24 @@ func (g *guard) stripped(q dns.Question, s *stripping) {
 	g.strips.Do(func() {
 		// The name is as miekg/dns writes it: all but printable ASCII is escaped.
 		name := strings.TrimSuffix(q.Name, ".")
-		advice := fmt.Sprintf(". If that name is yours and may have it, the directive needs the line: private %s %v", name, s.first)
-		switch s.why {
-		case surplus:
-			advice = ". If that name is yours and may have it, the directive needs the line: max_addresses_answer N"
-		case ofPool:
-			advice = ", which this guard gives to names of its own choice"
+		advice := ", which this guard gives to names of its own choice"
+		if line := lineFor(name, s.first, s.why.Why); line != "" {
+			advice = ". If that name is yours and may have it, the directive needs the line: " + line
 		}
 		log.Warningf("Stripped %v from the answer for %s: %s%s", s.first, name, s.why.Why, advice)
 	})
+}
+
+// lineFor is what the directive needs so that a name may have an address that was taken out of its
+// answers, and why that was; empty if no line helps.
+func lineFor(name string, addr netip.Addr, stripped string) string {
+	switch stripped {
+	case "", unreachable.Why, ofPool.Why:
+		return ""
+	case surplus.Why:
+		return "max_addresses_answer N"
+	}
+	return fmt.Sprintf("private %s %v", name, addr)
 }
 
 // logInterval is the least time between two lines on the same trouble.

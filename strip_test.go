@@ -14,6 +14,7 @@ import (
 
 	"github.com/miekg/dns"
 
+	"github.com/destination-guard/coredns-ip-destination-guard/admin"
 	"github.com/destination-guard/coredns-ip-destination-guard/reach"
 )
 
@@ -378,6 +379,26 @@ func TestStrippedIsLogged(t *testing.T) {
 		`If that name is yours and may have it, the directive needs the line: private a\010\'\ \255 10.0.0.1` + "\n"
 	if got := lines.String(); strings.Count(got, "\n") != 1 || !strings.HasSuffix(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
+	}
+}
+
+// Whoever asks why is told the line that helps, if one does.
+func TestLineForStripped(t *testing.T) {
+	for stripped, want := range map[string]string{
+		"": "", "private-use (RFC 1918)": "private a.test 10.0.0.1", ownAddress.Why: "private a.test 10.0.0.1",
+		surplus.Why: "max_addresses_answer N", ofPool.Why: "", unreachable.Why: "",
+	} {
+		if got := lineFor("a.test", netip.MustParseAddr("10.0.0.1"), stripped); got != want {
+			t.Errorf("%q: %q, want %q", stripped, got, want)
+		}
+	}
+	r := newRig(t, "ipdestinationguard nft-local")
+	if _, err := r.client().serve(request(t, "a.test. A"), answering(t, "a.test. 60 A 10.0.0.1")); err != nil {
+		t.Fatal(err)
+	}
+	all, err := r.administration().Answers(t.Context(), admin.AnswersQuery{})
+	if err != nil || len(all.Answers) != 1 || all.Answers[0].Line != "private a.test 10.0.0.1" {
+		t.Errorf("%+v, %v", all, err)
 	}
 }
 

@@ -73,7 +73,7 @@ type Status struct {
 type Hook struct {
 	Name  string     `json:"name"`            // output or forward
 	State State      `json:"state"`           // what is done with what no grant covers
-	By    string     `json:"by"`              // who says so: corefile or guardctl
+	By    string     `json:"by"`              // who says so: corefile, or guardctl if the Corefile says otherwise
 	Until *time.Time `json:"until,omitempty"` // the end of a trial
 
 	Refused  Count `json:"refused"`
@@ -239,6 +239,7 @@ type Answer struct {
 	At       time.Time  `json:"at"`
 	Until    *time.Time `json:"until,omitempty"`    // when the grant ends, or has ended
 	Stripped string     `json:"stripped,omitempty"` // why the address was taken out
+	Line     string     `json:"line,omitempty"`     // what the directive needs so that the name may have it
 }
 
 // DeniedQuery says which denied flows are wanted.

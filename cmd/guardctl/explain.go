@@ -37,7 +37,7 @@ The exit code is 0 if all of it passes, and 3 if any is refused.`,
 			}
 			if client != "" {
 				if q.Client, err = netip.ParseAddr(client); err != nil {
-					return fmt.Errorf("%w: --client: %v", admin.ErrInvalid, err)
+					return fmt.Errorf("%w: --client %q is not an address", admin.ErrInvalid, client)
 				}
 			}
 			if q.Protocol, q.Port, err = parseTo(to); err != nil {
@@ -122,7 +122,9 @@ func writeExplanation(w io.Writer, now time.Time, e admin.Explanation) {
 			what := "opened it"
 			switch {
 			case a.Stripped != "":
-				what = "had it taken out: " + plain(a.Stripped)
+				if what = "had it taken out: " + plain(a.Stripped); a.Line != "" {
+					what += "; if the name is yours and may have it, the directive needs the line: " + plain(a.Line)
+				}
 			case a.Until != nil && a.Until.Before(now):
 				what = "opened it, until " + ago(now, *a.Until)
 			}

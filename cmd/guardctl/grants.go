@@ -82,6 +82,9 @@ in a network, or those of a client (--client). Several conditions must all hold.
 refused at once; live ones go on, unless --cut is given. It is no ban: the next answer opens anew.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: works(func(cmd *cobra.Command, args []string) (err error) {
+			if len(args) == 0 && name+address+client == "" {
+				return fmt.Errorf("%w: write a name, an address, a network or --client CLIENT; guardctl flush ends all grants", admin.ErrInvalid)
+			}
 			if len(args) == 1 {
 				if _, err := admin.ParsePrefix(args[0]); err == nil {
 					address = args[0]

@@ -25,6 +25,7 @@ type learned struct {
 	Local   []use             `json:"local"`    // of addresses without a name, by this machine
 	Gateway []use             `json:"gateway"`  // and by its clients
 	Private []use             `json:"private"`  // of addresses that were taken out of a name's answers
+	Lines   []string          `json:"lines"`    // that would let names have addresses that were taken out, and not used
 	Other   []use             `json:"other"`    // that no line can help
 	More    bool              `json:"more"`     // there was more than is told
 }
@@ -47,7 +48,8 @@ func (g *guardctl) learnCommand() *cobra.Command {
 		Short: "From what was seen in audit, a block for the Corefile",
 		Long: `Write a block for the Corefile, in place of the one that is there: it has the lines of that one, and lets
 pass what was seen lately: the names that were asked for, unless it has names, the addresses that were
-used without any, and those that a name's answers were not allowed to have. Let
+used without any, and those that a name's answers were not allowed to have: those that nobody could
+use, since the answer was all that told of them, as comments. Let
 the guard run in audit until everything has been used, then look at each line before you take it:
 what an intruder has used is in there as well.`,
 		Args: cobra.NoArgs,
@@ -82,7 +84,7 @@ what an intruder has used is in there as well.`,
 }
 
 func learn(mode string, running admin.Directives, answers admin.Answers, denied admin.DeniedList) *learned {
-	l := &learned{Mode: mode, Blocks: running.Directives, More: answers.More || denied.More, Names: []string{}, LeftOut: []string{}, Local: []use{}, Gateway: []use{}, Private: []use{}, Other: []use{}}
+	l := &learned{Mode: mode, Blocks: running.Directives, More: answers.More || denied.More, Names: []string{}, LeftOut: []string{}, Local: []use{}, Gateway: []use{}, Private: []use{}, Lines: []string{}, Other: []use{}}
 	names := map[string]bool{}
 	for _, a := range answers.Answers {
 		names[a.Name] = true
@@ -108,6 +110,13 @@ func learn(mode string, running admin.Directives, answers admin.Answers, denied 
 		}
 		enter(to, d)
 	}
+	for _, a := range answers.Answers {
+		used := func(u use) bool { return u.Name == a.Name && u.Address == a.Address }
+		if a.Line != "" && plainName.MatchString(a.Name) && !slices.Contains(l.Lines, a.Line) && !slices.ContainsFunc(l.Private, used) {
+			l.Lines = append(l.Lines, a.Line)
+		}
+	}
+	slices.Sort(l.Lines)
 	for _, uses := range []*[]use{&l.Local, &l.Gateway, &l.Private, &l.Other} {
 		slices.SortFunc(*uses, func(a, b use) int { return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.Reason, b.Reason)) })
 	}
@@ -168,6 +177,12 @@ func (l *learned) write(w io.Writer, anyName bool) {
 		}
 		if len(lines) > 0 {
 			fmt.Fprintf(w, "    # %s\n%s", p.comment, strings.Join(lines, ""))
+		}
+	}
+	if lines := slices.DeleteFunc(slices.Clone(l.Lines), func(line string) bool { return slices.Contains(has, line) }); len(lines) > 0 {
+		fmt.Fprintf(w, "    # Taken out of answers, so nobody could use it. Take the # from lines for names that are yours.\n")
+		for _, line := range lines {
+			fmt.Fprintf(w, "    # %s\n", plain(line))
 		}
 	}
 	if len(l.Other) > 0 {

@@ -73,7 +73,7 @@ func hookWords(hook string) string {
 func stateWords(now time.Time, h admin.Hook) string {
 	by := ""
 	if h.By == "guardctl" {
-		by = " (switched by guardctl)"
+		by = " (by guardctl, until CoreDNS is restarted: the Corefile says otherwise)"
 	}
 	switch h.State {
 	case admin.Enforced:

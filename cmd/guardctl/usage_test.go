@@ -19,6 +19,8 @@ func TestUsage(t *testing.T) {
 		"explain 192.0.2.0/24": `"192.0.2.0/24" is neither a name nor an address`,
 		"explain fd00::x":      `"fd00::x" is neither a name nor an address`,
 		"revoke 1.2.3.":        `"1.2.3." is neither a name nor an address`,
+		"revoke":               "write a name, an address, a network or --client CLIENT; guardctl flush ends all grants",
+		"explain a --client b": `--client "b" is not an address`,
 	} {
 		var out, errs strings.Builder
 		code := run(t.Context(), append([]string{"--socket", "/nonexistent"}, strings.Fields(args)...), &out, &errs)
