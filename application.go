@@ -25,6 +25,10 @@ type askers interface {
 	// part of; at level 0 if it is of none.
 	Unit(ctx context.Context, cgroup uint64) (backend.Cgroup, error)
 
+	// Program returns what the program is called that a user runs in a unit's own
+	// cgroup; nothing if that is not known.
+	Program(unit backend.Cgroup, user uint32) string
+
 	Close()
 }
 

@@ -34,7 +34,7 @@ type denied struct {
 type judgement struct {
 	reason     why.Reason
 	text, name string
-	unit       string
+	sender     sender
 	packet     bool // one has been seen, and not only counted
 }
 
@@ -122,9 +122,8 @@ func (d *denied) judge(f *flowlog.Flow) (j judgement) {
 	j.packet = f.Packet.Source.IsValid()
 	var program *why.Program
 	if f.Hook == backend.Output && f.User != backend.NoUser {
-		program = &why.Program{User: f.User}
-		program.Unit, program.Cgroups = d.sender(f)
-		j.unit = program.Unit
+		j.sender = d.sender(f)
+		program = &why.Program{User: f.User, Unit: j.sender.unit, Cgroups: j.sender.cgroups}
 	}
 	switch {
 	case f.Invalid:
@@ -180,25 +179,34 @@ func (d *denied) before(f *flowlog.Flow) *why.Knowledge {
 	return k
 }
 
-// sender is the unit that has sent a packet, and its cgroups, if its socket is still
-// there.
-func (d *denied) sender(f *flowlog.Flow) (unit string, cgroups []uint64) {
+// A sender is who has sent a packet of this machine, as far as it is known.
+type sender struct {
+	unit, program string
+	cgroups       []uint64 // the unit's, those above it, and its own
+}
+
+// sender finds out who has sent a packet, if its socket is still there.
+func (d *denied) sender(f *flowlog.Flow) (s sender) {
 	network := protocolName(f.Protocol)
 	askers := d.guard.programs()
 	if askers == nil || network != "tcp" && network != "udp" || !f.Packet.Source.IsValid() {
-		return "", nil
+		return s
 	}
 	asker, err := askers.Find(network, f.Packet.Source, netip.AddrPortFrom(f.Addr, f.Port))
 	if err != nil || asker.UID != f.User {
-		return "", nil
+		return s
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	c, err := askers.Unit(ctx, asker.Cgroup)
 	if err != nil || c.Level == 0 {
-		return "", nil
+		return s
 	}
-	return c.Path, append(cgroupsAbove(c.Path), asker.Cgroup)
+	s.unit, s.cgroups = c.Path, append(cgroupsAbove(c.Path), asker.Cgroup)
+	if asker.Cgroup == c.ID {
+		s.program = askers.Program(c, asker.UID)
+	}
+	return s
 }
 
 // remember keeps why a flow was denied, as long as the log has the flow.
@@ -233,7 +241,7 @@ func (d *denied) judged(f *flowlog.Flow) judgement {
 // describe is a flow for people.
 func (d *denied) describe(f *flowlog.Flow, j judgement) admin.Denied {
 	a := admin.Denied{
-		First: f.First, Last: f.Last, Hook: f.Hook.String(), Audit: f.Audited, Unit: j.unit,
+		First: f.First, Last: f.Last, Hook: f.Hook.String(), Audit: f.Audited, Unit: j.sender.unit, Program: j.sender.program,
 		Protocol: protocolName(f.Protocol), Address: f.Addr, Port: f.Port, Packets: f.Packets, Bytes: f.Bytes,
 		Reason: string(j.reason), Text: j.text, Name: j.name,
 	}
@@ -253,7 +261,7 @@ func logLine(a *admin.Denied, since backend.Count) string {
 	var b strings.Builder
 	word := func(key, value string) {
 		if strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' }) {
-			value = strconv.Quote(value) // units are folders that other users can make
+			value = strconv.Quote(value) // users call their units and programs as they like
 		}
 		if value != "" {
 			fmt.Fprintf(&b, " %s=%s", key, value)
@@ -271,6 +279,7 @@ func logLine(a *admin.Denied, since backend.Count) string {
 	}
 	word("user", a.User)
 	word("unit", a.Unit)
+	word("program", a.Program)
 	word("protocol", a.Protocol)
 	word("address", a.Address.String())
 	if a.Port != 0 {

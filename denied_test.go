@@ -75,8 +75,8 @@ func TestLogLine(t *testing.T) {
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	got = logLine(&admin.Denied{Hook: "output", User: "root", Unit: "/a b\n[ERROR] forged", Protocol: "icmp", Address: netip.MustParseAddr("192.0.2.1"), Reason: "never_resolved", Text: "never resolved here"}, backend.Count{})
-	want = `Denied: chain=output user=root unit="/a b\n[ERROR] forged" protocol=icmp address=192.0.2.1 packets=0 bytes=0 reason=never_resolved why="never resolved here"`
+	got = logLine(&admin.Denied{Hook: "output", User: "root", Unit: "/a b\n[ERROR] forged", Program: "x\n", Protocol: "icmp", Address: netip.MustParseAddr("192.0.2.1"), Reason: "never_resolved", Text: "never resolved here"}, backend.Count{})
+	want = `Denied: chain=output user=root unit="/a b\n[ERROR] forged" program="x\n" protocol=icmp address=192.0.2.1 packets=0 bytes=0 reason=never_resolved why="never resolved here"`
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

@@ -72,6 +72,10 @@ func (l programList) Unit(_ context.Context, cgroup uint64) (backend.Cgroup, err
 	return backend.Cgroup{}, identity.ErrUnsupported
 }
 
+func (l programList) Program(unit backend.Cgroup, user uint32) string {
+	return fmt.Sprintf("runs in %s as %d", unit.Path, user)
+}
+
 func (l programList) Close() {}
 
 // unitList are cgroups that a test makes and removes.

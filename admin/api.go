@@ -260,17 +260,18 @@ type Denied struct {
 	Hook      string     `json:"hook"`
 	Audit     bool       `json:"audit"` // it has passed
 	Interface string     `json:"interface,omitempty"`
-	Client    netip.Addr `json:"client,omitzero"` // of what is forwarded
-	User      string     `json:"user,omitempty"`  // of what this machine sends: name, or number
-	Unit      string     `json:"unit,omitempty"`  // if it is known
-	Protocol  string     `json:"protocol"`        // tcp, udp, ...
-	Address   netip.Addr `json:"address"`         // where to
-	Port      uint16     `json:"port,omitempty"`  // of protocols that have any
-	Packets   uint64     `json:"packets"`         // so far
-	Bytes     uint64     `json:"bytes"`           // so far
-	Reason    string     `json:"reason"`          // a word
-	Text      string     `json:"text"`            // a sentence
-	Name      string     `json:"name,omitempty"`  // whose answer it is about
+	Client    netip.Addr `json:"client,omitzero"`   // of what is forwarded
+	User      string     `json:"user,omitempty"`    // of what this machine sends: name, or number
+	Unit      string     `json:"unit,omitempty"`    // if it is known
+	Program   string     `json:"program,omitempty"` // if it is known: what it calls itself
+	Protocol  string     `json:"protocol"`          // tcp, udp, ...
+	Address   netip.Addr `json:"address"`           // where to
+	Port      uint16     `json:"port,omitempty"`    // of protocols that have any
+	Packets   uint64     `json:"packets"`           // so far
+	Bytes     uint64     `json:"bytes"`             // so far
+	Reason    string     `json:"reason"`            // a word
+	Text      string     `json:"text"`              // a sentence
+	Name      string     `json:"name,omitempty"`    // whose answer it is about
 }
 
 // RevokeRequest says whose grants are to end: those that match all that is given, and

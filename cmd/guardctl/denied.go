@@ -71,6 +71,8 @@ func sender(d admin.Denied) string {
 		return d.Client.String()
 	}
 	switch {
+	case d.Program != "":
+		return fmt.Sprintf("%s (%s, user %s)", d.Program, d.Unit, d.User)
 	case d.Unit != "":
 		return fmt.Sprintf("%s (user %s)", d.Unit, d.User)
 	case d.User != "":

@@ -45,6 +45,7 @@ func TestReasons(t *testing.T) {
 		withExamples("users.test {\nipdestinationguard {\nusers 1000\n}\nforward . "+resolver4+"\n}\n"))
 	unit := w.cgroup("denied.service")
 	program := w.program(netlab.As{Cgroup: unit})
+	const called = "exe" // as a test program is run
 	user := w.program(netlab.As{User: w.user(1001)})
 	ask := func(from sender, server, name, addr string) {
 		t.Helper()
@@ -77,7 +78,7 @@ func TestReasons(t *testing.T) {
 		want   admin.Denied // what of it is said
 	}{
 		{"never resolved", nil, udp(program, "198.18.9.1", 7), "198.18.9.1", 7, "output",
-			admin.Denied{Reason: "never_resolved", Text: "never resolved here", User: "root", Unit: unit.Path()}},
+			admin.Denied{Reason: "never_resolved", Text: "never resolved here", User: "root", Unit: unit.Path(), Program: called}},
 		{"expired", func() {
 			ask(user, "127.0.0.1", named("", 1, "198.18.9.2"), "198.18.9.2")
 			time.Sleep(3 * time.Second)
@@ -116,7 +117,7 @@ func TestReasons(t *testing.T) {
 			right := func() bool {
 				got = w.denied(path, tt.addr, tt.port, tt.hook)
 				return got.Reason == want.Reason && strings.HasPrefix(got.Text, want.Text) && (want.User == "" || got.User == want.User) &&
-					(want.Unit == "" || got.Unit == want.Unit) && (want.Name == "" || got.Name == want.Name) && (!want.Client.IsValid() || got.Client == want.Client) &&
+					(want.Unit == "" || got.Unit == want.Unit) && (want.Program == "" || got.Program == want.Program) && (want.Name == "" || got.Name == want.Name) && (!want.Client.IsValid() || got.Client == want.Client) &&
 					(want.Interface == "" || got.Interface == want.Interface) && !got.Audit && got.Packets > 0
 			}
 			for end := time.Now().Add(3 * time.Second); !right(); time.Sleep(50 * time.Millisecond) { // until a packet has been shown
@@ -127,7 +128,7 @@ func TestReasons(t *testing.T) {
 		})
 	}
 	for _, line := range []string{
-		"Denied: chain=output user=root unit=" + unit.Path() + " protocol=udp address=198.18.9.1 port=7 packets=1 ",
+		"Denied: chain=output user=root unit=" + unit.Path() + " program=" + called + " protocol=udp address=198.18.9.1 port=7 packets=1 ",
 		"reason=stripped name=\"a-10-9-9-9.evil.test\" why=\"stripped: private-use (RFC 1918), in the answer for a-10-9-9-9.evil.test\"",
 	} {
 		if !strings.Contains(c.Output(), line) {
