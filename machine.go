@@ -148,10 +148,12 @@ func (g *guard) change(s *settings, units units) error {
 		g.resume(was)
 		return err
 	}
-	if turned == nil && len(g.rules.Routes) == len(s.found.kernelRoutes()) {
-		return nil
+	if turned != nil || len(g.rules.Routes) > len(s.found.kernelRoutes()) {
+		if err := g.enforce(s, units); err != nil { // all that is new is in force, and the old does no harm
+			log.Errorf("Routes of before cannot be taken out of the rules yet: %v", err)
+		}
 	}
-	return g.enforce(s, units)
+	return nil
 }
 
 func (g *guard) changeFrom(was *routing, s *settings, units units, turned *netipx.IPSet) error {

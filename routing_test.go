@@ -1,6 +1,7 @@
 package ipdestinationguard
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
+	"github.com/destination-guard/coredns-ip-destination-guard/backend/fake"
 )
 
 const (
@@ -348,4 +350,40 @@ func TestFreeAddressesAreCountedFromTheStart(t *testing.T) {
 	if v4, v6 := r.routing.Load().books()[0].Len(); v4.Free == 0 || v6.Free == 0 {
 		t.Errorf("free are %d of IPv4, %d of IPv6", v4.Free, v6.Free)
 	}
+}
+
+// stubborn refuses to change the rules once more than so many times.
+type stubborn struct {
+	*fake.Backend
+	opens int
+}
+
+func (b *stubborn) Open(r backend.Rules) error {
+	if b.opens--; b.opens < 0 {
+		return errors.New("no")
+	}
+	return b.Backend.Open(r)
+}
+
+// The new routes are in force although those of before cannot go; they go by the next change.
+func TestRoutesOfBeforeThatCannotGo(t *testing.T) {
+	r := newRig(t, routedBoth)
+	r.wantText(r.ask(), wwwMapped)
+	kernel := &stubborn{r.kernel, 1}
+	r.guard.backend = kernel
+	r.arm("ipdestinationguard {\nmode nft-both\nroute **.routed.test {\nfwmark 7\n}\nroute **.new.test {\nfwmark 8\n}\n}")
+	r.wantText(r.ask(), wwwMapped)
+	r.wantText(r.at("127.0.0.1").ask("www.new.test. A", "www.new.test. 30 A 9.9.9.10"), "www.new.test. 30 IN A 100.96.0.2\n")
+	r.wantMapped("100.96.0.1 > 9.9.9.9", "100.96.0.2 > 9.9.9.10")
+	if n := len(r.guard.rules.Routes); n != 3 {
+		t.Fatalf("%d routes", n)
+	}
+	kernel.opens = 1
+	r.guard.arming.Lock()
+	err := r.guard.enforce(r.guard.settings.Load(), nil)
+	r.guard.arming.Unlock()
+	if n := len(r.guard.rules.Routes); err != nil || n != 2 {
+		t.Errorf("%v, %d routes", err, n)
+	}
+	r.wantText(r.ask(), wwwMapped)
 }
