@@ -33,10 +33,10 @@ func (p *path) atOnce() *denial {
 }
 
 // stray is what becomes of packets that must leave by their route only and have another way: also
-// in audit. None is shown, since it has the real address by now.
+// in audit.
 func stray(r *backend.Rules, hook backend.Hook, chain string, how verdict) *denial {
 	d := newDenial(*r, hook)
-	d.chain, d.bound, d.audit, d.shown = chain, true, false, 0
+	d.chain, d.bound, d.audit = chain, true, false
 	d.how = []rule{unanswered, {"has no other way", nil, how}}
 	return &d
 }
