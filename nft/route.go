@@ -231,9 +231,9 @@ func (p *path) bindings(conditions ...match) []rule {
 const fromMapped = "from a mapped address"
 
 // translated is what becomes of packets that have been translated.
-func translated(r *backend.Rules, comment string, v verdict) (rules []rule) {
+func translated(r *backend.Rules, comment string, v verdict, conditions ...match) (rules []rule) {
 	for _, pool := range pools(r.Routes) {
-		rules = append(rules, rule{comment, []match{hasDNAT, ctOriginal, originallyIn(pool)}, v})
+		rules = append(rules, rule{comment, append(slices.Clip(conditions), hasDNAT, ctOriginal, originallyIn(pool)), v})
 	}
 	return rules
 }

@@ -171,6 +171,9 @@ func TestTranslatedDenials(t *testing.T) {
 					}
 				}
 				for f, d := range n.listed() {
+					if f.Hook == backend.Output && f.User == backend.NoUser {
+						continue // of a socket that an earlier test has closed
+					}
 					if f.Interface = 0; !want[f] {
 						t.Errorf("listed: %v, %d packets", f, d.Packets)
 					}

@@ -44,3 +44,15 @@ func stray(r *backend.Rules, hook backend.Hook, chain string, how verdict) *deni
 func (p *path) refuseAtOnce(comment string, conditions ...match) []rule {
 	return []rule{{comment, conditions, p.atOnce().verdict()}}
 }
+
+// optionsChains are the one for packets that may have a route laid down, and that which refuses
+// these. In audit, packets that begin connections have been counted before their translation.
+func (p *path) optionsChains(o opening) []chain {
+	d := newDenial(*p.rules, p.hook())
+	if len(p.rules.Routes) == 0 || !p.swift(&o) || !d.audit {
+		return []chain{o.optionsChain()}
+	}
+	c := chain{p.name("laid-down"), nil, append(translated(p.rules, "has been counted", goBack, ctState("new")), rule{laidDown, nil, o.refuse})}
+	o.refuse = goTo(c.name)
+	return []chain{c, o.optionsChain()}
+}
