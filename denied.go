@@ -147,7 +147,7 @@ func (d *denied) judge(f *flowlog.Flow) (j judgement) {
 	k := d.before(f)
 	v := k.Explain(&flow)
 	if v.Passes {
-		v.Reason, v.Text = changed, "would pass now: "+v.Text+" (it came a moment too early, or into a connection of somebody else)"
+		v.Reason, v.Text = changed, "would pass now: "+v.Text+" (it came a moment too early, or into a connection of somebody else, or its sender has laid down its route)"
 	}
 	j.reason, j.text, j.name = v.Reason, v.Text, nameOf(v.Answer)
 	return j

@@ -24,7 +24,10 @@ func (g *guard) knowledge() *why.Knowledge {
 	t := g.routing.Load()
 	return &why.Knowledge{
 		Rules: rules, InForce: g.inForce.Lookup, Answers: g.history.Of, Own: g.own, Mapped: t.owner,
-		Leads:  func(mapped netip.Addr) bool { return t.routeOf(mapped, &rules) != nil },
+		Leads: func(mapped netip.Addr) (netip.Addr, bool) {
+			place, _ := t.placeOf(mapped)
+			return place.Real, t.routeOf(mapped, &rules) != nil
+		},
 		Stray:  func(f *why.Flow) string { return g.stray(&rules, f) },
 		Margin: g.settings.Load().lease.Margin, Call: g.call, Now: g.now(),
 	}
@@ -57,7 +60,7 @@ func (a *administration) Explain(ctx context.Context, q admin.ExplainQuery) (e a
 	if err != nil {
 		return e, err
 	}
-	k.Leads = func(mapped netip.Addr) bool { return leading[mapped].To.IsValid() }
+	k.Leads = func(mapped netip.Addr) (netip.Addr, bool) { return leading[mapped].To, leading[mapped].To.IsValid() }
 	for _, addr := range addrs {
 		x := admin.Explained{Address: addr, Mapped: leading[addr], Grants: grants[addr], Answers: []admin.Answer{}}
 		for _, f := range flows {

@@ -63,3 +63,24 @@ func TestStray(t *testing.T) {
 		t.Errorf("%+v", d)
 	}
 }
+
+// Where a mapped address leads to this machine itself, that is foreseen, and told of by the mapped
+// address and the name.
+func TestMappedToOwnAddress(t *testing.T) {
+	r := newRig(t, "ipdestinationguard {\nmode nft-both\nroute **.routed.test\n}")
+	r.wantText(r.at("127.0.0.1").ask("www.routed.test. A", wwwAnswer), wwwMapped)
+	mapped := netip.MustParseAddr("100.96.0.1")
+	r.guard.own = func(a netip.Addr) bool { return a == netip.MustParseAddr("9.9.9.9") } // since then
+	const text = "mapped address of www.routed.test: its real address is this machine's own, which no route leads to"
+	e, err := r.administration().Explain(t.Context(), admin.ExplainQuery{Address: mapped, User: "0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := e.Addresses[0].Verdicts[0]; v.Passes || v.Reason != "own_address" || v.Text != text {
+		t.Errorf("%+v", v)
+	}
+	flow := backend.Flow{Kind: backend.Kind{Hook: backend.Output}, Protocol: 6, User: 7, Addr: mapped, Port: 443}
+	if d := r.deny(flow); d.Reason != "own_address" || d.Text != text || d.Name != "www.routed.test" {
+		t.Errorf("%+v", d)
+	}
+}

@@ -40,13 +40,12 @@ type denial struct {
 	hook  backend.Hook // that the packets are counted for
 	audit bool
 	bound bool   // they must leave by their route only
-	shown uint16 // NFLOG group that some are shown to; 0 is none
 	how   []rule // what becomes of them in the end; the last one is for all
 }
 
 // newDenial is the one of a hook's guarded chain.
 func newDenial(r backend.Rules, hook backend.Hook) denial {
-	d := denial{chain: hook.String(), hook: hook, audit: r.AuditLocal, shown: r.LogGroup, how: prohibited}
+	d := denial{chain: hook.String(), hook: hook, audit: r.AuditLocal, how: prohibited}
 	if hook == backend.Forward {
 		d.audit = r.AuditGateway
 	}
@@ -68,7 +67,7 @@ func (rs *ruleset) addDenials(r backend.Rules) {
 		d := newDenial(r, hook)
 		rs.counters = append(rs.counters, d.counters()...)
 		rs.sets = append(rs.sets, d.sets(rs.bound)...)
-		rs.chains = slices.Concat(rs.chains, d.shared(rs.bound), d.chains())
+		rs.chains = slices.Concat(rs.chains, d.shared(&r, rs.bound), d.chains())
 	}
 }
 
@@ -136,26 +135,17 @@ func (d *denial) begin(k backend.Kind) chain {
 	if !k.Bound { // what is translated is of a connection
 		c.rules = append(c.rules, rule{unconnected, []match{ctState("invalid")}, goTo(invalid.String())})
 	}
-	c.rules = append(c.rules, d.account(k)...)
+	c.rules = append(c.rules, flowByFlow(k))
 	return c
 }
 
 const unconnected = "belongs to no connection"
 
-// account lists the packet's flow, and shows some packets.
-func (d *denial) account(k backend.Kind) []rule {
-	rules := []rule{{"flow by flow", nil, jump(chainFlows + "-" + k.String())}}
-	if d.shown != 0 {
-		rules = append(rules, rule{"some packets are shown", []match{atMost(shownPerSecond, shownAtOnce), shownTo(d.shown, k.String())}, verdict{}})
-	}
-	return rules
-}
-
 // shared are the chains that all denials of a hook have in common: those that list flows,
 // and where invalid packets end.
-func (d *denial) shared(bound bool) (chains []chain) {
+func (d *denial) shared(r *backend.Rules, bound bool) (chains []chain) {
 	for _, k := range d.kinds(bound) {
-		chains = append(chains, flowChain(k))
+		chains = append(chains, flowChains(k, r)...)
 		if !k.Invalid {
 			continue
 		}
@@ -163,7 +153,7 @@ func (d *denial) shared(bound bool) (chains []chain) {
 		if k.Audited {
 			end = accept
 		}
-		chains = append(chains, chain{name: k.String(), rules: append(d.account(k), rule{unconnected, nil, end})})
+		chains = append(chains, chain{name: k.String(), rules: []rule{flowByFlow(k), {unconnected, nil, end}}})
 	}
 	return chains
 }

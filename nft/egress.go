@@ -35,9 +35,7 @@ func leavingChains(r *backend.Rules) []chain {
 	if r.Gateway && r.Capture != 0 {
 		own.rules = append(own.rules, rule{"plain DNS of clients: captured", []match{notLoopback, tcpOrUDP, toPort.is(portBytes(r.Capture))}, accept})
 	}
-	for _, pool := range pools(r.Routes) {
-		own.rules = append(own.rules, arriving.refuseAtOnce("a real address is this machine's own", hasDNAT, ctOriginal, originallyIn(pool))...)
-	}
+	own.rules = append(own.rules, translated(r, "a real address is this machine's own", arriving.atOnce().verdict())...)
 	egress := chain{chainEgress, &egressBase, eachVersion(r.Routes, func(route *backend.Route, ipv4 bool) []rule {
 		at := slices.IndexFunc(route.Egress, func(a netip.Addr) bool { return a.Is4() == ipv4 })
 		v := masquerade

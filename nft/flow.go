@@ -2,6 +2,7 @@ package nft
 
 import (
 	"encoding/binary"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,7 +35,7 @@ func (d *denial) sets(bound bool) (sets []set) {
 		}
 		for _, ipv4 := range []bool{true, false} {
 			sets = append(sets, set{
-				name: forVersion(k.String(), ipv4), comment: comment, key: flowKeys(k, ipv4)[0],
+				name: forVersion(k.String(), ipv4), comment: comment, key: flowKeys(k, ipv4, k.Bound)[0],
 				timeout: true, dynamic: true, size: flowsListed, gc: lingerGC,
 			})
 		}
@@ -45,9 +46,9 @@ func (d *denial) sets(bound bool) (sets []set) {
 // flowKeys are the ways to make a flow's key out of a packet, in the order of what they
 // say of it: where it has ports or none, and was sent by a program or by the kernel.
 // Packets lack what they have nothing of, and then the rule ends.
-func flowKeys(k backend.Kind, ipv4 bool) (keys []selector) {
+func flowKeys(k backend.Kind, ipv4, translated bool) (keys []selector) {
 	to := destination(ipv4)
-	if k.Bound { // these have been translated
+	if translated {
 		to = originally(ipv4)[0]
 	}
 	for _, port := range []field{toPort, noPort} {
@@ -77,22 +78,48 @@ func constant(f field, value []byte) field {
 // withPorts are the protocols of backend.Protocols.
 var withPorts = protocols("tcp, udp, dccp, sctp, udplite", unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_DCCP, unix.IPPROTO_SCTP, unix.IPPROTO_UDPLITE)
 
-// flowChain lists a packet's flow, or counts it as one there is no room for.
-func flowChain(k backend.Kind) chain {
-	c := chain{name: chainFlows + "-" + k.String()}
-	for i := range flowKeys(k, true) {
-		for _, ipv4 := range []bool{true, false} {
-			key := flowKeys(k, ipv4)[i]
+// flowByFlow has a packet listed.
+func flowByFlow(k backend.Kind) rule {
+	return rule{"flow by flow", nil, jump(chainFlows + "-" + k.String())}
+}
+
+// flowChains list a packet's flow, or count it as one there is no room for, and show some
+// packets. What is translated is listed by its mapped address, whatever it is refused for, and
+// not shown: by now the packet has the real one, which nobody has asked for.
+func flowChains(k backend.Kind, r *backend.Rules) []chain {
+	name := chainFlows + "-" + k.String()
+	switch {
+	case k.Bound:
+		return []chain{{name: name, rules: listFlow(k, true)}}
+	case k.Invalid || len(r.Routes) == 0: // what is translated is of a connection
+		return []chain{{name: name, rules: append(showSome(k, r.LogGroup), listFlow(k, false)...)}}
+	}
+	mapped := chain{name: name + "-" + setMapped, rules: listFlow(k, true)}
+	return []chain{mapped, {name: name, rules: slices.Concat(translated(r, fromMapped, goTo(mapped.name)), showSome(k, r.LogGroup), listFlow(k, false))}}
+}
+
+// showSome shows some packets to an NFLOG group, unless that is 0.
+func showSome(k backend.Kind, group uint16) []rule {
+	if group == 0 {
+		return nil
+	}
+	return []rule{{"some packets are shown", []match{atMost(shownPerSecond, shownAtOnce), shownTo(group, k.String())}, verdict{}}}
+}
+
+// listFlow lists a packet's flow.
+func listFlow(k backend.Kind, translated bool) (rules []rule) {
+	for i := range flowKeys(k, true, translated) {
+		for _, ipv4 := range versions {
+			key := flowKeys(k, ipv4, translated)[i]
 			list := countEach(forVersion(k.String(), ipv4), key, backend.ListedFor)
 			r := rule{commentOf(key), []match{list}, goBack}
 			if key[len(key)-1].text == toPort.text {
 				r.match = []match{withPorts, list}
 			}
-			c.rules = append(c.rules, r)
+			rules = append(rules, r)
 		}
 	}
-	c.rules = append(c.rules, rule{"no room for more flows", []match{countedBy(counterUnlisted + "-" + k.Hook.String())}, verdict{}})
-	return c
+	return append(rules, rule{"no room for more flows", []match{countedBy(counterUnlisted + "-" + k.Hook.String())}, verdict{}})
 }
 
 // commentOf says whose flows a key is for.

@@ -25,6 +25,7 @@ import (
 // Names of chains and sets for routes.
 const (
 	chainTranslate = "translate"
+	chainPass      = "pass"
 	chainOwn       = "own-address"
 	chainLeaving   = "leaving"
 	chainEgress    = "egress"
@@ -166,7 +167,7 @@ func (p *path) translate() chain {
 
 // pass is the chain for what has been translated.
 func (p *path) pass(o *opening, u resolvers) chain {
-	c := chain{name: p.name("pass")}
+	c := chain{name: p.name(chainPass)}
 	if !p.swift(o) {
 		c.rules = append(p.bindings(), livesOn())
 	}
@@ -212,10 +213,11 @@ func bound(name string, r *backend.Rules, elsewhere, gone *denial) chain {
 // are translated are let through with all others if they can be; else apart from them, since
 // what grants of their real addresses say is not about them.
 func (p *path) begin(o *opening, alive []rule) []rule {
+	pass := translated(p.rules, fromMapped, jump(p.name(chainPass)))
 	if p.swift(o) || len(p.rules.Routes) == 0 { // bindings first: in audit, all else lets pass
-		return slices.Concat(p.bindings(hasDNAT, ctOriginal), o.straight(), alive, p.translated())
+		return slices.Concat(p.bindings(hasDNAT, ctOriginal), o.straight(), alive, pass)
 	}
-	return slices.Concat(p.translated(), o.straight(), alive)
+	return slices.Concat(pass, o.straight(), alive)
 }
 
 // bindings send what must not leave but by its route to the chain for that.
@@ -226,10 +228,12 @@ func (p *path) bindings(conditions ...match) []rule {
 	return isBound(chainBound, conditions...)
 }
 
-// translated sends what has been translated to the chain for that.
-func (p *path) translated() (rules []rule) {
-	for _, pool := range pools(p.rules.Routes) {
-		rules = append(rules, rule{"from a mapped address", []match{hasDNAT, ctOriginal, originallyIn(pool)}, jump(p.name("pass"))})
+const fromMapped = "from a mapped address"
+
+// translated is what becomes of packets that have been translated.
+func translated(r *backend.Rules, comment string, v verdict, conditions ...match) (rules []rule) {
+	for _, pool := range pools(r.Routes) {
+		rules = append(rules, rule{comment, append(slices.Clip(conditions), hasDNAT, ctOriginal, originallyIn(pool)), v})
 	}
 	return rules
 }

@@ -1,9 +1,11 @@
 package nft
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -122,5 +124,66 @@ func TestRoutedOutDenials(t *testing.T) {
 			}
 			n.tallies()
 		})
+	}
+}
+
+// What is refused for where a mapped address leads is listed by the mapped address as well.
+func TestTranslatedDenials(t *testing.T) {
+	const own, resolver = 1, 2
+	for _, linger := range []time.Duration{0, time.Minute} { // live connections with all others, and apart
+		for name, audit := range map[string]bool{"refused": false, "in audit": true} {
+			t.Run(fmt.Sprint(name, ", linger ", linger), func(t *testing.T) {
+				n := routedNetwork(t)
+				r := routedRules(t)
+				r.Linger, r.AuditLocal, r.AuditGateway = linger, audit, audit
+				r.Upstream, r.Self = upstreams(t, to(resolver, 443)...), backend.Program{User: 1001}
+				n.guard(r)
+				defer n.dump()
+				var mappings []backend.Mapping
+				leadsTo := func(number int, reals ...netip.Addr) {
+					for i, m := range both(mappedAddrs(number)) {
+						mappings = append(mappings, backend.Mapping{Route: "open", Mapped: m, Real: reals[i]})
+					}
+				}
+				leadsTo(own, netip.MustParseAddr(from4), netip.MustParseAddr(from6))
+				leadsTo(resolver, both(addrs(resolver))...)
+				if err := n.Map(t.Context(), mappings, time.Minute); err != nil {
+					t.Fatal(err)
+				}
+				want := map[backend.Flow]bool{}
+				for path, hook := range map[string]backend.Hook{"local": backend.Output, "forwarded": backend.Forward} {
+					s := n.senders()[path]
+					for number := own; number <= resolver; number++ {
+						n.openMapped(number, s.holder)
+						passes := audit && number == resolver
+						for _, network := range []string{"tcp", "udp"} {
+							n.reaches(s, passes, network, toMapped(number, 443)...)
+						}
+						for i, addr := range both(mappedAddrs(number)) {
+							for _, protocol := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+								f := backend.Flow{Kind: backend.Kind{Hook: hook, Audited: passes}, Protocol: protocol, Addr: addr, Port: 443}
+								if hook == backend.Forward {
+									f.Client = netip.MustParseAddr(s.as[i])
+								}
+								want[f] = true
+							}
+						}
+					}
+				}
+				for f, d := range n.listed() {
+					if f.Hook == backend.Output && f.User == backend.NoUser {
+						continue // of a socket that an earlier test has closed
+					}
+					if f.Interface = 0; !want[f] {
+						t.Errorf("listed: %v, %d packets", f, d.Packets)
+					}
+					delete(want, f)
+				}
+				for f := range want {
+					t.Errorf("not listed: %v", f)
+				}
+				n.tallies()
+			})
+		}
 	}
 }

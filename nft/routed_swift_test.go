@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/net/ipv4"
@@ -155,4 +158,77 @@ func TestRoutedOutAnswersNoSourceRoutes(t *testing.T) {
 			return
 		}
 	}
+}
+
+// In audit, a packet whose sender has laid down its route is counted once, by its mapped address,
+// whatever else there is to say of it.
+func TestRoutedAuditCountsSourceRoutesOnce(t *testing.T) {
+	const granted, other = 1, 2
+	for _, linger := range []time.Duration{0, time.Minute} {
+		t.Run(fmt.Sprint("linger ", linger), func(t *testing.T) {
+			n := routedNetwork(t)
+			r := routedRules(t)
+			r.Local, r.AuditGateway, r.Linger = false, true, linger
+			n.guard(r)
+			defer n.dump()
+			s := n.senders()["forwarded"]
+			for number := granted; number <= other; number++ {
+				n.mapTo("open", number, 1)
+			}
+			n.openMapped(granted, s.holder)
+			want := map[netip.Addr]uint64{}
+			check := func(when string) {
+				t.Helper()
+				got := map[netip.Addr]uint64{}
+				for f, d := range n.listed() {
+					got[f.Addr] += d.Packets
+				}
+				if !maps.Equal(got, want) {
+					t.Errorf("%s: %v are listed, want %v", when, got, want)
+				}
+			}
+			for number := granted; number <= other; number++ {
+				for i, mapped := range both(mappedAddrs(number)) {
+					conn, err := s.Dial(t.Context(), "udp", toMapped(number, 443)[i])
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer conn.Close()
+					send := func() error { return n.sendsRouted(s, conn) }
+					if mapped.Is4() {
+						n.haveOptions([]byte{68, 12, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0}, conn)
+						send = func() error { return echo(conn) }
+					}
+					for _, when := range []string{"new", "live"} {
+						if err := send(); err != nil {
+							t.Errorf("%s, %v: %v", when, mapped, err)
+						}
+						want[mapped]++
+						check(fmt.Sprint(when, ", ", mapped))
+					}
+				}
+			}
+			n.tallies()
+		})
+	}
+}
+
+// sendsRouted sends a packet of a connection of UDP over IPv6 with a routing header, and hears the
+// echo.
+func (n *network) sendsRouted(s sender, conn net.Conn) error {
+	n.Helper()
+	from, to := netip.MustParseAddrPort(conn.LocalAddr().String()), netip.MustParseAddrPort(conn.RemoteAddr().String())
+	udp := binary.BigEndian.AppendUint16(nil, from.Port())
+	udp = binary.BigEndian.AppendUint16(udp, to.Port())
+	udp = append(udp, 0, 9, 0, 0, 'x', 0) // the last one fills up the sum
+	sum := uint32(unix.IPPROTO_UDP + 9)
+	for part := range slices.Chunk(slices.Concat(from.Addr().AsSlice(), to.Addr().AsSlice(), udp), 2) {
+		sum += uint32(binary.BigEndian.Uint16(part))
+	}
+	sum = sum&0xffff + sum>>16
+	binary.BigEndian.PutUint16(udp[6:], ^uint16(sum+sum>>16))
+	n.raw(s, unix.IPPROTO_ROUTING, to.Addr(), append([]byte{unix.IPPROTO_UDP, 0, 0, 0, 0, 0, 0, 0}, udp[:9]...), 1)
+	_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
+	_, err := conn.Read(make([]byte, 1))
+	return err
 }

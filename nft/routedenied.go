@@ -33,14 +33,26 @@ func (p *path) atOnce() *denial {
 }
 
 // stray is what becomes of packets that must leave by their route only and have another way: also
-// in audit. None is shown, since it has the real address by now.
+// in audit.
 func stray(r *backend.Rules, hook backend.Hook, chain string, how verdict) *denial {
 	d := newDenial(*r, hook)
-	d.chain, d.bound, d.audit, d.shown = chain, true, false, 0
+	d.chain, d.bound, d.audit = chain, true, false
 	d.how = []rule{unanswered, {"has no other way", nil, how}}
 	return &d
 }
 
 func (p *path) refuseAtOnce(comment string, conditions ...match) []rule {
 	return []rule{{comment, conditions, p.atOnce().verdict()}}
+}
+
+// optionsChains are the one for packets that may have a route laid down, and that which refuses
+// these. In audit, packets that begin connections have been counted before their translation.
+func (p *path) optionsChains(o opening) []chain {
+	d := newDenial(*p.rules, p.hook())
+	if len(p.rules.Routes) == 0 || !p.swift(&o) || !d.audit {
+		return []chain{o.optionsChain()}
+	}
+	c := chain{p.name("laid-down"), nil, append(translated(p.rules, "has been counted", goBack, ctState("new")), rule{laidDown, nil, o.refuse})}
+	o.refuse = goTo(c.name)
+	return []chain{c, o.optionsChain()}
 }

@@ -155,7 +155,7 @@ func (rs *ruleset) addChains(r backend.Rules) {
 	if r.Local {
 		o, p := rs.output(r), &path{&r, false, rs.bound}
 		u := resolvers{r.Upstream, r.Self, o.refuse}
-		rs.chains = append(slices.Concat(rs.chains, []chain{o.optionsChain()}, u.chains(), o.chains(), o.liveChains(o.always()), p.chains(o, u)), chain{chainOutput, &outputBase, slices.Concat(
+		rs.chains = append(slices.Concat(rs.chains, p.optionsChains(o), u.chains(), o.chains(), o.liveChains(o.always()), p.chains(o, u)), chain{chainOutput, &outputBase, slices.Concat(
 			p.begin(&o, alive(o.refuse, u.live(), o.live(), o.known())), p.sentinels(), p.unassigned("no name has this address"), neighbours(),
 			dhcpClient(accept), allowed("allowed-local", accept), u.open(), u.shut(), o.rules(), refuse(o.refuse))})
 	}
@@ -167,7 +167,7 @@ func (rs *ruleset) addChains(r backend.Rules) {
 		d, p := newDenial(r, backend.Forward), &path{&r, true, rs.bound}
 		o := opening{chainForward, rs.grants.opening(r.GatewayHolders, false), r.DNSPorts, r.Linger, d.verdict()}
 		u := resolvers{to: r.Upstream, refuse: o.refuse}
-		rs.chains = append(slices.Concat(rs.chains, []chain{o.optionsChain()}, o.chains(), p.chains(o, u)), chain{chainForward, &forwardBase, slices.Concat(
+		rs.chains = append(slices.Concat(rs.chains, p.optionsChains(o), o.chains(), p.chains(o, u)), chain{chainForward, &forwardBase, slices.Concat(
 			unguarded, p.begin(&o, alive(o.refuse, o.live())), p.unassigned("no name has this address"), neighbours(),
 			allowed("allowed-gateway", accept), u.shut(), o.rules(), refuse(o.refuse))})
 		if r.Capture != 0 {

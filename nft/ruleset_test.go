@@ -108,6 +108,7 @@ func goldenRules(t testing.TB) map[string]backend.Rules {
 	routesPlain := both
 	routesPlain.Book, routesPlain.Routes = "89ab", []backend.Route{routes.Routes[0], routes.Routes[2]}
 	routesOut := gateway
+	routesOut.AuditGateway = true
 	routesOut.Book, routesOut.Routes = "cdef", []backend.Route{{Name: "dd", Pools: routes.Routes[0].Pools, Out: "wan0"}}
 	routesBoth := linger
 	routesBoth.LocalHolders = []backend.Holder{backend.Machine, backend.User}

@@ -57,9 +57,10 @@ const (
 	OtherProgram  Reason = "other_program" // than those of the server block
 	Stripped      Reason = "stripped"
 	DNSPort       Reason = "dns_port"
-	OthersAsk     Reason = "others_ask" // resolvers that only CoreDNS may ask
-	Unassigned    Reason = "unassigned" // an address of a route's pool that no name has
-	NoWay         Reason = "no_way"     // than another one than that of its route, which it must not take
+	OthersAsk     Reason = "others_ask"  // resolvers that only CoreDNS may ask
+	Unassigned    Reason = "unassigned"  // an address of a route's pool that no name has
+	OwnAddress    Reason = "own_address" // stands behind a mapped one: a route leads away from this machine
+	NoWay         Reason = "no_way"      // than another one than that of its route, which it must not take
 )
 
 // A Verdict is what becomes of a flow, and why.
@@ -88,9 +89,9 @@ type Knowledge struct {
 	// taken for somebody's.
 	Mapped func(netip.Addr) (name string, ok bool)
 
-	// Leads reports whether an address that is somebody's leads anywhere. Without it, each
-	// does.
-	Leads func(netip.Addr) bool
+	// Leads returns where an address leads that is somebody's, as far as that is known, and
+	// whether it leads anywhere. Without it, each does.
+	Leads func(mapped netip.Addr) (real netip.Addr, ok bool)
 
 	// Stray says why what begins a connection to a mapped address would not leave by its route,
 	// or nothing where it would, or that is not known. Nil is never.
@@ -156,16 +157,35 @@ func (k *Knowledge) mapped(f *Flow) Verdict {
 		return refuse(Unassigned, "unassigned: an address of a route's pool that no name has now")
 	}
 	v := k.opened(f)
-	if v.Passes && k.Leads != nil && !k.Leads(f.To) {
-		return refuse(Unassigned, "unassigned: mapped address of %s that leads nowhere now, since its route has changed: the name has to be asked for again", Plain(name))
-	}
-	if v.Passes && k.Stray != nil {
-		if text := k.Stray(f); text != "" {
-			v.Passes, v.Reason, v.Text = false, NoWay, text
+	if v.Passes {
+		real, leads := netip.Addr{}, true
+		if k.Leads != nil {
+			real, leads = k.Leads(f.To)
+		}
+		if !leads {
+			return refuse(Unassigned, "unassigned: mapped address of %s that leads nowhere now, since its route has changed: the name has to be asked for again", Plain(name))
+		}
+		if reason, text := k.translated(f, real); reason != "" {
+			v.Passes, v.Reason, v.Text = false, reason, text
 		}
 	}
 	v.Text = fmt.Sprintf("mapped address of %s: %s", Plain(name), v.Text)
 	return v
+}
+
+// translated is why what goes to a mapped address is refused though that is open, if it is.
+func (k *Knowledge) translated(f *Flow, real netip.Addr) (reason Reason, text string) {
+	switch {
+	case real.IsLoopback(), real.IsValid() && k.Own != nil && k.Own(real):
+		return OwnAddress, "its real address is this machine's own, which no route leads to"
+	case f.asks() && slices.Contains(k.Rules.Upstream, netip.AddrPortFrom(real, f.Port)):
+		return OthersAsk, "its real address is a resolver's: only CoreDNS asks upstream"
+	case k.Stray != nil:
+		if text = k.Stray(f); text != "" {
+			return NoWay, text
+		}
+	}
+	return "", ""
 }
 
 func pass(r Reason, format string, args ...any) Verdict {

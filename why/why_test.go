@@ -225,7 +225,32 @@ func TestExplainMapped(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", to, v, want)
 		}
 	}
-	k.Mapped = nil
+	k.Stray = nil
+
+	// Where it leads counts as well.
+	own, resolver := addr("192.0.2.1"), netip.MustParseAddrPort("9.9.9.9:443")
+	k.Own = func(a netip.Addr) bool { return a == own }
+	k.Rules.Upstream = []netip.AddrPort{resolver}
+	for _, tt := range []struct {
+		real   netip.Addr
+		leads  bool
+		passes bool
+		want   Reason
+		text   string
+	}{
+		{addr("192.0.2.2"), true, true, Granted, "mapped address of www.example.com: opened by an answer"},
+		{netip.Addr{}, true, true, Granted, "mapped address of www.example.com: opened by an answer"},
+		{netip.Addr{}, false, false, Unassigned, "unassigned: mapped address of www.example.com that leads nowhere now"},
+		{own, true, false, OwnAddress, "mapped address of www.example.com: its real address is this machine's own"},
+		{addr("127.1.2.3"), true, false, OwnAddress, "mapped address of www.example.com: its real address is this machine's own"},
+		{resolver.Addr(), true, false, OthersAsk, "mapped address of www.example.com: its real address is a resolver's"},
+	} {
+		k.Leads = func(netip.Addr) (netip.Addr, bool) { return tt.real, tt.leads }
+		if v := k.Explain(&Flow{To: addr(mapped), Protocol: tcp, Port: 443}); v.Passes != tt.passes || v.Reason != tt.want || !strings.HasPrefix(v.Text, tt.text) {
+			t.Errorf("%v, %v: %+v, want %s: %s", tt.real, tt.leads, v, tt.want, tt.text)
+		}
+	}
+	k.Mapped, k.Leads = nil, nil
 	if v := k.Explain(&Flow{To: addr(mapped), Protocol: tcp, Port: 443}); !v.Passes {
 		t.Errorf("%+v", v)
 	}

@@ -3,10 +3,13 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/miekg/dns"
+
+	"github.com/destination-guard/coredns-ip-destination-guard/admin"
 )
 
 // Another client's grant does not help; one's own does, to the same mapped address.
@@ -146,18 +149,20 @@ func TestRebindingThroughARoute(t *testing.T) {
 }
 
 // The gateway itself is not to be reached by way of a route, even where a name is allowed
-// to have its address, or the address has become the gateway's only later.
+// to have its address, or the address has become the gateway's only later: and it is said so.
 func TestGatewayIsNotReachedThroughARoute(t *testing.T) {
 	for _, mode := range modes {
 		t.Run(mode.name, func(t *testing.T) {
 			t.Parallel()
 			m := newMappedWorld(t)
 			m.mirror(m.guard)
-			m.start(m.corefile(mode.name, "private **.shop.test "+guard4+" "+gateway4+" "+guard6, m.routedTo("shop.test")))
+			socket, option := m.socket()
+			m.start(m.corefile(mode.name, option, "private **.shop.test "+guard4+" "+gateway4+" "+guard6, m.routedTo("shop.test")))
 			const later = "198.18.75.1"
 			m.atlas.addrs("own.shop.test.", 60, guard4, gateway4, guard6)
 			m.atlas.addrs("later.shop.test.", 60, later)
 			guarded, _ := mode.parties(m.world)
+			var addr string // that leads there later
 			refusedThere := func(p party, addr string) {
 				t.Helper()
 				if s, conn, err := m.look(p.Host, addr); err == nil {
@@ -171,16 +176,38 @@ func TestGatewayIsNotReachedThroughARoute(t *testing.T) {
 						refusedThere(p, a)
 					}
 				}
-				addr := m.mapped(p.Host, p.resolver4, "later.shop.test.", true)[0]
+				addr = m.mapped(p.Host, p.resolver4, "later.shop.test.", true)[0]
 				if s := m.sees(p.Host, addr); s.real != later {
 					t.Errorf("%s: %s leads to %v, want %s", p.Name(), addr, s, later)
 				}
 			}
 			m.must(m.guard.Addr("wan0", later+"/32"))
 			for _, p := range guarded {
+				const text = "mapped address of later.shop.test: its real address is this machine's own"
+				q, hook := admin.ExplainQuery{Address: mustAddr(addr), Port: mirrorPort}, "output"
+				if p.Host == m.client {
+					q.Client, hook = mustAddr(client4), "forward"
+				}
+				m.eventually("it is foreseen", func() bool {
+					e, err := m.asks(socket).Explain(t.Context(), q)
+					m.must(err)
+					return slices.ContainsFunc(e.Addresses[0].Verdicts, func(v admin.Verdict) bool {
+						return v.Hook == hook && !v.Passes && v.Reason == "own_address" && strings.HasPrefix(v.Text, text)
+					})
+				})
 				refusedThere(p, "100.96.0.1")
 				refusedThere(p, "100.96.0.2")
 				refusedThere(p, "100.96.0.3")
+				if d := m.denied(socket, addr, mirrorPort, hook); d.Reason != "own_address" || d.Name != "later.shop.test" || !strings.HasPrefix(d.Text, text) {
+					t.Errorf("%s: %+v", p.Name(), d)
+				}
+			}
+			list, err := m.asks(socket).Denied(t.Context(), admin.DeniedQuery{})
+			m.must(err)
+			for _, d := range list.Flows {
+				if d.Address == mustAddr(later) {
+					t.Errorf("told of by the real address: %+v", d)
+				}
 			}
 		})
 	}
