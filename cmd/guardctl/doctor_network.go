@@ -31,25 +31,25 @@ func (d *doctor) forwarding() {
 	}
 }
 
-// forged looks whether clients can use others' IPv4 addresses.
+// forged looks whether clients can use others' IPv4 addresses. Of the setting for all interfaces
+// and that for the one the greater counts, and 2 is satisfied with any way back.
 func (d *doctor) forged() {
-	d.ofClients("rp_filter", func(all, own string) bool { return all != "1" && own != "1" },
-		"sysctl net.ipv4.conf.all.rp_filter=1, and in /etc/sysctl.d; for IPv6, drop with nftables what fib saddr . iif oif missing finds",
+	d.ofClients("rp_filter", "1", func(all, own string) bool { return max(all, own) != "1" },
+		" (but 2 for one that a route names with out); for IPv6, drop with nftables what fib saddr . iif oif missing finds",
 		"packets with forged sources are taken from %s: a client's questions can count for another one",
 		"IPv4 packets with forged sources are dropped")
 }
 
 // sourceRoutes looks whether clients can say by which way this machine answers them.
 func (d *doctor) sourceRoutes() {
-	d.ofClients("accept_source_route", func(all, own string) bool { return all == "1" && own == "1" },
-		"sysctl net.ipv4.conf.all.accept_source_route=0, and in /etc/sysctl.d",
+	d.ofClients("accept_source_route", "0", func(all, own string) bool { return all == "1" && own == "1" }, "",
 		"packets with a source route are taken from %s: what this machine answers goes by that route, past rules for clients",
 		"IPv4 packets with a source route are dropped")
 }
 
 // ofClients looks at a setting of IPv4 on the interfaces of a gateway: it may be bad by that
-// for all interfaces and that for the one.
-func (d *doctor) ofClients(setting string, bad func(all, own string) bool, advice, warn, good string) {
+// for all interfaces and that for the one, and is good where both have the same value.
+func (d *doctor) ofClients(setting, value string, bad func(all, own string) bool, more, warn, good string) {
 	if !d.guards("forward") {
 		d.say(fine, "", "there are no clients")
 		return
@@ -59,15 +59,20 @@ func (d *doctor) ofClients(setting string, bad func(all, own string) bool, advic
 		d.say(unknown, "", "%v", err)
 		return
 	}
-	all := sysctl("ipv4/conf/all/" + setting)
+	of := func(ifname string) string { return "ipv4/conf/" + ifname + "/" + setting }
+	all := sysctl(of("all"))
 	var open []string
+	advice := "sysctl net/" + of("all") + "=" + value
 	for _, i := range interfaces {
-		if i.Flags&net.FlagLoopback == 0 && i.Flags&net.FlagUp != 0 && bad(all, sysctl("ipv4/conf/"+i.Name+"/"+setting)) {
+		if own := sysctl(of(i.Name)); i.Flags&net.FlagLoopback == 0 && i.Flags&net.FlagUp != 0 && bad(all, own) {
 			open = append(open, i.Name)
+			if own != value {
+				advice += " net/" + of(i.Name) + "=" + value // a name may have dots
+			}
 		}
 	}
 	if len(open) > 0 {
-		d.say(warning, advice, warn, strings.Join(open, " "))
+		d.say(warning, advice+", and in /etc/sysctl.d"+more, warn, strings.Join(open, " "))
 		return
 	}
 	d.say(fine, "", "%s", good)

@@ -147,6 +147,18 @@ func TestDoctor(t *testing.T) {
 				p.must(p.guard.Sysctl("net/ipv4/conf/"+i+"/rp_filter", "0"))
 			}
 		}, want: []string{"warning: forged sources: packets with forged sources are taken from lan0 wan0"}},
+		{name: "forged sources, by one interface's own", mode: "nft-both", breaks: func(p *patient) { p.must(p.guard.Sysctl("net/ipv4/conf/lan0/rp_filter", "2")) },
+			want: []string{"warning: forged sources: packets with forged sources are taken from lan0: "}},
+		{name: "forged sources, by what is for all", mode: "nft-both", breaks: func(p *patient) {
+			for i, value := range map[string]string{"all": "2", "lan0": "1", "wan0": "0"} {
+				p.must(p.guard.Sysctl("net/ipv4/conf/"+i+"/rp_filter", value))
+			}
+		}, want: []string{"warning: forged sources: packets with forged sources are taken from lan0 wan0"}},
+		{name: "no forged sources, by each interface's own", mode: "nft-both", breaks: func(p *patient) {
+			for i, value := range map[string]string{"all": "0", "lan0": "1", "wan0": "1"} {
+				p.must(p.guard.Sysctl("net/ipv4/conf/"+i+"/rp_filter", value))
+			}
+		}},
 		{name: "source routes", mode: "nft-gateway", breaks: func(p *patient) {
 			for i, value := range map[string]string{"all": "1", "lan0": "1", "wan0": "0"} {
 				p.must(p.guard.Sysctl("net/ipv4/conf/"+i+"/accept_source_route", value))
