@@ -1,12 +1,8 @@
 package main
 
 import (
-	"fmt"
 	"net"
-	"os"
 	"strings"
-
-	"github.com/google/nftables"
 )
 
 // forwarding looks whether the machine is a gateway, and ought to be.
@@ -76,58 +72,4 @@ func (d *doctor) ofClients(setting, value string, bad func(all, own string) bool
 		return
 	}
 	d.say(fine, "", "%s", good)
-}
-
-// firewalls looks for rules of others that refuse what the guard lets through.
-func (d *doctor) firewalls() {
-	if text, err := os.ReadFile("/proc/net/ip_tables_names"); err == nil && strings.Contains(string(text), "filter") {
-		d.say(warning, "iptables-legacy -S shows them; move them to nftables, or see that they accept what is to get out", "there are rules of the old iptables, which see packets as well")
-	}
-	c, err := nftables.New()
-	if err != nil {
-		d.say(unknown, "", "%v", err)
-		return
-	}
-	chains, err := c.ListChains()
-	if err != nil {
-		d.say(unknown, "be root", "they cannot be listed: %v", err)
-		return
-	}
-	ours := "ipdestinationguard"
-	if d.status != nil {
-		ours = d.status.Table
-	}
-	found := false
-	for _, ch := range chains {
-		if ch.Table.Name == ours || ch.Hooknum == nil || ch.Type != nftables.ChainTypeFilter || ch.Policy == nil || *ch.Policy != nftables.ChainPolicyDrop {
-			continue
-		}
-		for hook, name := range map[nftables.ChainHook]string{*nftables.ChainHookOutput: "output", *nftables.ChainHookForward: "forward"} {
-			if *ch.Hooknum != hook || d.status != nil && !d.guards(name) {
-				continue
-			}
-			found = true
-			d.say(warning, fmt.Sprintf("nft list chain %s %s %s shows it: have it accept what is to get out, as the guard then refuses what has not been looked up", family(ch.Table.Family), ch.Table.Name, ch.Name),
-				"table %s %s, chain %s drops on hook %s what it does not accept itself, whatever the guard lets through", family(ch.Table.Family), ch.Table.Name, ch.Name, name)
-		}
-	}
-	if !found {
-		d.say(fine, "", "none that drops by default what the guard lets through")
-	}
-}
-
-func family(f nftables.TableFamily) string {
-	switch f {
-	case nftables.TableFamilyINet:
-		return "inet"
-	case nftables.TableFamilyIPv4:
-		return "ip"
-	case nftables.TableFamilyIPv6:
-		return "ip6"
-	case nftables.TableFamilyBridge:
-		return "bridge"
-	case nftables.TableFamilyNetdev:
-		return "netdev"
-	}
-	return "arp"
 }

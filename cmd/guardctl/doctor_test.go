@@ -6,6 +6,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
@@ -78,5 +81,32 @@ func TestFeatures(t *testing.T) {
 		if len(bad) != 1 || bad[0].Level != warning || !strings.HasPrefix(bad[0].Text, tt.text) || !strings.Contains(bad[0].Advice, tt.advice) {
 			t.Errorf("%s: %+v", tt.text, bad)
 		}
+	}
+}
+
+// What iptables has made of its rules is read, too.
+func TestVerdictsOfIptables(t *testing.T) {
+	comment, reject := &expr.Match{Name: "comment"}, &expr.Target{Name: "REJECT"}
+	for _, tt := range []struct {
+		name  string
+		exprs []expr.Any
+		drops bool
+	}{
+		{"-m comment -j REJECT", []expr.Any{comment, &expr.Counter{}, reject}, true},
+		{"-m comment -j DROP", []expr.Any{comment, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}}, true},
+		{"-m state -j REJECT", []expr.Any{&expr.Match{Name: "state"}, &expr.Counter{}, reject}, false},
+		{"-j LOG", []expr.Any{&expr.Counter{}, &expr.Target{Name: "LOG"}}, false},
+		{"-m limit -j DROP", []expr.Any{&expr.Limit{}, &expr.Verdict{Kind: expr.VerdictDrop}}, false},
+	} {
+		if v := always(tt.exprs); (v != nil && v.Kind == expr.VerdictDrop) != tt.drops {
+			t.Errorf("%s: %+v", tt.name, v)
+		}
+	}
+}
+
+// ARP has other hooks under the same numbers.
+func TestHooksOfARP(t *testing.T) {
+	if hook := hookOf(&nftables.Chain{Table: &nftables.Table{Family: nftables.TableFamilyARP}, Hooknum: nftables.ChainHookForward}); hook != "" {
+		t.Errorf("a chain of ARP is on the hook %s", hook)
 	}
 }

@@ -170,7 +170,7 @@ func TestDoctor(t *testing.T) {
 			p.must(p.guard.Sysctl("net/ipv4/conf/all/accept_source_route", "1"))
 		}},
 		{name: "another firewall", mode: "nft-both", breaks: func(p *patient) { p.foreignChain(nftables.ChainHookForward) },
-			want: []string{"warning: other firewalls: table ip other, chain theirs drops on hook forward"}},
+			want: []string{"warning: other firewalls: table ip other, chain theirs refuses on hook forward"}},
 		{name: "another firewall, for what is not guarded", mode: "nft-local", breaks: func(p *patient) {
 			p.must(p.guard.Sysctl("net/ipv4/ip_forward", "0"))
 			p.must(p.guard.Sysctl("net/ipv6/conf/all/forwarding", "0"))
@@ -180,7 +180,7 @@ func TestDoctor(t *testing.T) {
 			p.must(p.guard.Sysctl("net/ipv4/ip_forward", "0"))
 			p.must(p.guard.Sysctl("net/ipv6/conf/all/forwarding", "0"))
 			p.foreignChain(nftables.ChainHookOutput)
-		}, want: []string{"failure: answers: ", "warning: other firewalls: table ip other, chain theirs drops on hook output"}},
+		}, want: []string{"failure: answers: ", "warning: other firewalls: table ip other, chain theirs refuses on hook output"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -232,21 +232,4 @@ func (p *patient) resolved() {
 	l, err := net.Listen("unix", path)
 	p.must(err)
 	p.Cleanup(func() { l.Close() })
-}
-
-// foreignChain drops all that comes by a hook.
-func (p *patient) foreignChain(hook *nftables.ChainHook) {
-	p.Helper()
-	p.must(p.guard.Do(func() error {
-		c, err := nftables.New()
-		if err != nil {
-			return err
-		}
-		drop := nftables.ChainPolicyDrop
-		c.AddChain(&nftables.Chain{
-			Table: c.AddTable(&nftables.Table{Name: "other", Family: nftables.TableFamilyIPv4}), Name: "theirs",
-			Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter, Policy: &drop,
-		})
-		return c.Flush()
-	}))
 }
