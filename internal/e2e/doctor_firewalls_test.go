@@ -15,13 +15,13 @@ import (
 // foreignChain drops all that comes by a hook.
 func (p *patient) foreignChain(hook *nftables.ChainHook) {
 	p.Helper()
-	p.foreign(nftables.TableFamilyIPv4, hook, nftables.ChainPolicyDrop)
+	p.foreign(p.guard, nftables.TableFamilyIPv4, hook, nftables.ChainPolicyDrop)
 }
 
 // foreign makes a chain on a hook, and another that its rules may lead to.
-func (p *patient) foreign(family nftables.TableFamily, hook *nftables.ChainHook, policy nftables.ChainPolicy, rules ...[]expr.Any) {
+func (p *patient) foreign(h *netlab.Host, family nftables.TableFamily, hook *nftables.ChainHook, policy nftables.ChainPolicy, rules ...[]expr.Any) {
 	p.Helper()
-	p.must(p.guard.Do(func() error {
+	p.must(h.Do(func() error {
 		c, err := nftables.New()
 		if err != nil {
 			return err
@@ -87,7 +87,7 @@ func TestDoctorOfOtherFirewalls(t *testing.T) {
 			w := *p.world
 			w.T = t
 			p := &patient{world: &w, root: p.root, socket: p.socket}
-			p.foreign(tt.family, tt.hook, tt.policy, tt.rules...)
+			p.foreign(p.guard, tt.family, tt.hook, tt.policy, tt.rules...)
 			defer func() {
 				p.must(p.guard.Do(func() error {
 					c, err := nftables.New()
