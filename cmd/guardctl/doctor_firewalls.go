@@ -13,7 +13,7 @@ import (
 func (d *doctor) firewalls() {
 	for _, path := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
 		if text, err := os.ReadFile(path); err == nil && strings.Contains(string(text), "filter") {
-			d.say(warning, "iptables-legacy -S and ip6tables-legacy -S show them; move them to nftables, or see that they accept what is to get out", "there are rules of the old iptables, which see packets as well")
+			d.say(warning, "iptables-legacy -S and ip6tables-legacy -S show them; move them to nftables, or see that they accept what is to get out", "the old iptables has a table filter, whose rules see packets as well")
 			break
 		}
 	}
