@@ -137,7 +137,7 @@ func (d *doctor) read(path string) (text string, ok bool) {
 	b, err := os.ReadFile(filepath.Join(d.root, path))
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
-			d.say(unknown, "", "%s cannot be read: %v", path, err)
+			d.say(unknown, "be root", "%s cannot be read: %v", path, err)
 		}
 		return "", false
 	}

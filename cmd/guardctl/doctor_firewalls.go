@@ -19,7 +19,7 @@ func (d *doctor) firewalls() {
 	}
 	c, err := nftables.New()
 	if err != nil {
-		d.say(unknown, "", "%v", err)
+		d.say(unknown, "be root", "%v", err)
 		return
 	}
 	chains, err := c.ListChains()

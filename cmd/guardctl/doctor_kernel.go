@@ -19,7 +19,7 @@ import (
 func (d *doctor) kernel() {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
-		d.say(unknown, "", "its version is not known: %v", err)
+		d.say(unknown, "look with uname -r", "its version is not known: %v", err)
 		return
 	}
 	d.judgeKernel(unix.ByteSliceToString(u.Release[:]))
@@ -134,7 +134,7 @@ func (d *doctor) cgroups() {
 func (d *doctor) conntrack() {
 	most, err := strconv.Atoi(sysctl("netfilter/nf_conntrack_max"))
 	if err != nil {
-		d.say(unknown, "", "it is not at work here")
+		d.say(unknown, "see what is said of the guard, which has the kernel load it", "it is not at work here")
 		return
 	}
 	count, _ := strconv.Atoi(sysctl("netfilter/nf_conntrack_count"))

@@ -52,7 +52,7 @@ func (d *doctor) ofClients(setting, value string, bad func(all, own string) bool
 	}
 	interfaces, err := net.Interfaces()
 	if err != nil {
-		d.say(unknown, "", "%v", err)
+		d.say(unknown, "look with sysctl -a --pattern "+setting, "%v", err)
 		return
 	}
 	of := func(ifname string) string { return "ipv4/conf/" + ifname + "/" + setting }
