@@ -55,6 +55,7 @@ type found struct {
 	book     string        // the name of all their books
 
 	directives []admin.Directive // as they stand in the Corefile
+	blocks     []*serverBlock
 
 	nameservers *nameservers // nil unless upstreamSentinel
 }

@@ -11,7 +11,6 @@ import (
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/caddy/caddyfile"
-	"github.com/coredns/coredns/core/dnsserver"
 	hosts "github.com/coredns/coredns/plugin/pkg/parse"
 	"github.com/coredns/coredns/plugin/pkg/transport"
 )
@@ -140,7 +139,7 @@ func (s *settings) warnInterfaces(warn func(format string, args ...any)) {
 
 // capturePort is the port of this CoreDNS that clients' questions can be sent to, as
 // some of the server blocks listen.
-func capturePort(blocks []*dnsserver.Config) (port uint16, err error) {
+func capturePort(blocks []*serverBlock) (port uint16, err error) {
 	for _, b := range blocks {
 		reachable := slices.ContainsFunc(b.ListenHosts, func(host string) bool {
 			addr, err := netip.ParseAddr(host)

@@ -107,19 +107,19 @@ func TestUpstream(t *testing.T) {
 }
 
 func TestCapturePort(t *testing.T) {
-	dns := func(port string, hosts ...string) *dnsserver.Config {
-		return &dnsserver.Config{Transport: "dns", Port: port, ListenHosts: hosts}
+	dns := func(port string, hosts ...string) *serverBlock {
+		return &serverBlock{Config: &dnsserver.Config{Transport: "dns", Port: port, ListenHosts: hosts}}
 	}
 	for _, tt := range []struct {
 		name   string
-		blocks []*dnsserver.Config
+		blocks []*serverBlock
 		want   uint16 // 0 is an error
 	}{
-		{"everywhere", []*dnsserver.Config{dns("53", "")}, 53},
-		{"the usual one of several", []*dnsserver.Config{dns("5353", ""), dns("53", "192.0.2.1"), dns("1053", "")}, 53},
-		{"another", []*dnsserver.Config{dns("5353", "192.0.2.1", "127.0.0.1"), dns("53", "127.0.0.1", "::1")}, 5353},
-		{"loopback only", []*dnsserver.Config{dns("53", "127.0.0.1", "::1")}, 0},
-		{"not plain", []*dnsserver.Config{{Transport: "tls", Port: "853", ListenHosts: []string{""}}}, 0},
+		{"everywhere", []*serverBlock{dns("53", "")}, 53},
+		{"the usual one of several", []*serverBlock{dns("5353", ""), dns("53", "192.0.2.1"), dns("1053", "")}, 53},
+		{"another", []*serverBlock{dns("5353", "192.0.2.1", "127.0.0.1"), dns("53", "127.0.0.1", "::1")}, 5353},
+		{"loopback only", []*serverBlock{dns("53", "127.0.0.1", "::1")}, 0},
+		{"not plain", []*serverBlock{{Config: &dnsserver.Config{Transport: "tls", Port: "853", ListenHosts: []string{""}}}}, 0},
 		{"none", nil, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

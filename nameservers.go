@@ -69,7 +69,7 @@ func (gen *generation) followNameservers() {
 		f.FollowUpstream(func(list []netip.AddrPort) {
 			if !s.upstreamSentinel {
 				s.warnNameservers(list)
-			} else if s.found.nameservers.set(block, list) {
+			} else if s.found.nameservers.set(block.Config, list) {
 				if g := running(); g != nil {
 					g.enforceAgain(s)
 				}

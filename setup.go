@@ -91,9 +91,9 @@ type generation struct {
 	joined   string   // the place of the first block without settings
 	warnings []string // of all blocks
 	classes  map[backend.Class]backend.Predicates
-	programs string              // the place of the first block with users or units
-	blocks   []*dnsserver.Config // that have the directive
-	policies []*policy           // of these
+	programs string         // the place of the first block with users or units
+	blocks   []*serverBlock // that have the directive
+	policies []*policy      // of these
 }
 
 type generationKey struct{}
@@ -116,7 +116,7 @@ func setup(c *caddy.Controller) error {
 	if err := gen.add(s, p); err != nil {
 		return plugin.Error(name, err)
 	}
-	gen.blocks = append(gen.blocks, dnsserver.GetConfig(c))
+	gen.blocks = append(gen.blocks, &serverBlock{Config: dnsserver.GetConfig(c), place: p.place, index: c.ServerBlockIndex, zones: c.ServerBlockKeys})
 	c.OnStartup(func() error { return p.check(dnsserver.GetConfig(c), gen.corefile()) })
 	c.OnStartup(p.open)
 	c.OnShutdown(p.close)
@@ -216,6 +216,8 @@ func (gen *generation) check() (err error) {
 func (gen *generation) find() (err error) {
 	s := gen.settings
 	s.found.classes, s.found.policies, s.found.directives = gen.classes, gen.policies, directives(gen.corefile())
+	s.found.blocks = gen.blocks
+	readForwards(gen.corefile(), gen.blocks)
 	if s.local() {
 		to := destinations(gen.corefile())
 		s.found.upstream = s.upstream(to)

@@ -43,6 +43,9 @@ func (p *parrot) Denied(_ context.Context, q DeniedQuery) (DeniedList, error) {
 func (p *parrot) Directives(context.Context) (Directives, error) {
 	return Directives{[]Directive{{"Corefile:3", []string{"ipdestinationguard nft-both"}}}}, p.hear("directives")
 }
+func (p *parrot) Blocks(context.Context) (Blocks, error) {
+	return Blocks{[]Block{{Place: "Corefile:3"}}}, p.hear("blocks")
+}
 func (p *parrot) Revoke(_ context.Context, r RevokeRequest) (Revoked, error) {
 	return Revoked{Grants: 7}, p.hear(r)
 }
@@ -106,6 +109,7 @@ func TestCalls(t *testing.T) {
 		"explain an address": call(c.Explain, ExplainQuery{Address: netip.MustParseAddr("192.0.2.1")}),
 		"answers":            call(c.Answers, AnswersQuery{Name: "x", Address: netip.MustParseAddr("192.0.2.1"), Since: at}),
 		"directives":         bare("directives", c.Directives),
+		"blocks":             bare("blocks", c.Blocks),
 		"denied":             call(c.Denied, DeniedQuery{Since: at}),
 		"revoke":             call(c.Revoke, RevokeRequest{GrantsQuery: GrantsQuery{Name: "x", Address: netip.MustParsePrefix("192.0.2.1/32")}, Cut: true}),
 		"flush":              call(c.Revoke, RevokeRequest{All: true}),

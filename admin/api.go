@@ -31,6 +31,9 @@ type Guard interface {
 	Denied(context.Context, DeniedQuery) (DeniedList, error)
 	Directives(context.Context) (Directives, error)
 
+	// Blocks asks upstream of each server block, which may take some seconds.
+	Blocks(context.Context) (Blocks, error)
+
 	// Follow hands over each flow that is denied, when it begins and then at most once a
 	// minute, until ctx ends or each fails.
 	Follow(ctx context.Context, each func(Denied) error) error
@@ -138,6 +141,28 @@ type Directives struct {
 type Directive struct {
 	Place string   `json:"place"` // file:line
 	Lines []string `json:"lines"` // from its name to its last bracket, indented
+}
+
+// Blocks are the server blocks that have the directive, in the Corefile that is in force.
+type Blocks struct {
+	Blocks []Block `json:"blocks"`
+}
+
+// Block is one.
+type Block struct {
+	Place    string    `json:"place"`   // of its directive, file:line
+	Listens  []string  `json:"listens"` // dns://192.0.2.1:53, or dns://:53 for every address
+	Forwards []Forward `json:"forwards"`
+}
+
+// Forward is by whom a server block has questions answered, and what became of one just now, past
+// all caches: for a name that nobody has.
+type Forward struct {
+	Place   string  `json:"place"`            // file:line
+	Line    string  `json:"line"`             // forward . 192.0.2.53
+	Answer  string  `json:"answer,omitempty"` // NXDOMAIN, ...; none if there was no answer
+	Text    string  `json:"text,omitempty"`   // what the answer says for people, or why there was none
+	Seconds float64 `json:"seconds"`
 }
 
 // GrantsQuery says which grants are wanted: those that match all that is given.

@@ -138,6 +138,11 @@ func (c *Client) Directives(ctx context.Context) (d Directives, err error) {
 	return d, c.call(ctx, http.MethodGet, "/directives", nil, nil, &d)
 }
 
+// Blocks implements [Guard].
+func (c *Client) Blocks(ctx context.Context) (b Blocks, err error) {
+	return b, c.call(ctx, http.MethodGet, "/blocks", nil, nil, &b)
+}
+
 // Explain implements [Guard].
 func (c *Client) Explain(ctx context.Context, q ExplainQuery) (e Explanation, err error) {
 	v := values{}

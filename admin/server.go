@@ -108,6 +108,7 @@ func (s *Server) handler() http.Handler {
 		return s.guard.Denied(ctx, DeniedQuery{Since: since})
 	})
 	get(mux, "/directives", func(ctx context.Context, _ url.Values) (any, error) { return s.guard.Directives(ctx) })
+	get(mux, "/blocks", func(ctx context.Context, _ url.Values) (any, error) { return s.guard.Blocks(ctx) })
 	mux.Handle("GET "+Version+"/denied/follow", s.follow())
 	post(mux, "/revoke", s.guard.Revoke)
 	post(mux, "/audit", s.guard.SetAudit)

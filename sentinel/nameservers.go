@@ -180,6 +180,17 @@ func (h *Handler) FollowUpstream(f func([]netip.AddrPort)) {
 	}
 }
 
+// Nameservers are those that are asked now, by the sentinels that stand before them.
+func (h *Handler) Nameservers() map[netip.Addr]string {
+	all := map[netip.Addr]string{}
+	for i, s := range h.servers.now() {
+		if i < len(h.addresses) {
+			all[h.addresses[i]] = s.text
+		}
+	}
+	return all
+}
+
 func upstream(list []*nameserver) (all []netip.AddrPort) {
 	for _, s := range list {
 		_, address := parse.Transport(s.text)

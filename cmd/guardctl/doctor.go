@@ -45,6 +45,9 @@ type doctor struct {
 	status *admin.Status // nil if the guard does not answer
 	own    []netip.Addr
 
+	blocks    admin.Blocks
+	blocksErr error
+
 	check    string // the one at work
 	findings []finding
 }
@@ -65,6 +68,7 @@ var checks = []check{
 	{"nsswitch.conf", (*doctor).nsswitch},
 	{"resolvers between", (*doctor).between},
 	{"answers", (*doctor).answers},
+	{"upstream", (*doctor).upstream},
 	{"cgroups", (*doctor).cgroups},
 	{"forwarding", (*doctor).forwarding},
 	{"forged sources", (*doctor).forged},
@@ -84,9 +88,11 @@ Run it as root, or it has to skip some. The exit code is 3 if there is a failure
 		Args: cobra.NoArgs,
 		RunE: works(func(cmd *cobra.Command, _ []string) error {
 			d := &doctor{ctx: cmd.Context(), root: root, socket: g.socket, own: ownAddresses(), findings: []finding{}}
-			s, err := g.ask().Status(cmd.Context())
+			guard := g.ask()
+			s, err := guard.Status(cmd.Context())
 			if err == nil {
 				d.status = &s
+				d.blocks, d.blocksErr = guard.Blocks(cmd.Context())
 			}
 			for _, c := range checks {
 				d.check = c.name
@@ -131,7 +137,7 @@ func (d *doctor) read(path string) (text string, ok bool) {
 	b, err := os.ReadFile(filepath.Join(d.root, path))
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
-			d.say(unknown, "", "%s cannot be read: %v", path, err)
+			d.say(unknown, "be root", "%s cannot be read: %v", path, err)
 		}
 		return "", false
 	}

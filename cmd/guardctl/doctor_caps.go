@@ -32,7 +32,7 @@ func (d *doctor) judgeCapabilities(pid int32, status string) {
 	have, err := strconv.ParseUint(strings.TrimSpace(word), 16, 64)
 	switch {
 	case err != nil:
-		d.say(unknown, "", "what process %d may do is not known", pid)
+		d.say(unknown, fmt.Sprintf("look at CapEff in /proc/%d/status", pid), "what process %d may do is not known", pid)
 	case have&(1<<unix.CAP_NET_ADMIN) == 0:
 		d.say(failure, "run CoreDNS as deployment/ipdestinationguard-coredns.service does; in a container with --cap-add NET_ADMIN", "CoreDNS (process %d) has no CAP_NET_ADMIN: it cannot change the firewall", pid)
 	case have&^need != 0:

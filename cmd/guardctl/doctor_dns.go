@@ -1,15 +1,12 @@
 package main
 
 import (
-	"errors"
 	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/miekg/dns"
 )
 
 // nameservers are those of resolv.conf that are addresses.
@@ -25,7 +22,7 @@ func (d *doctor) nameservers() (all []netip.Addr, ok bool) {
 	return all, ok
 }
 
-// stub is where systemd-resolved answers.
+// stubs are where systemd-resolved answers.
 var stubs = []netip.Addr{netip.MustParseAddr("127.0.0.53"), netip.MustParseAddr("127.0.0.54")}
 
 const makeResolver = "put nameserver 127.0.0.1 there, and nothing else (deployment/README.md, step 5), and keep the DHCP client from changing it"
@@ -59,7 +56,7 @@ func (d *doctor) resolvConf() {
 		}
 	}
 	if good {
-		d.say(fine, "", "this machine's programs ask CoreDNS")
+		d.say(fine, "", "this machine's programs ask this machine")
 	}
 }
 
@@ -123,54 +120,4 @@ func (d *doctor) between() {
 	if !found {
 		d.say(fine, "", "none between programs and CoreDNS")
 	}
-}
-
-// answers has the first server that is this machine's look for the name servers of the
-// root, which have to come from upstream.
-func (d *doctor) answers() {
-	server := netip.MustParseAddr("127.0.0.1")
-	all, _ := d.nameservers()
-	if i := slices.IndexFunc(all, d.isOwn); i >= 0 {
-		server = all[i]
-	}
-	at := netip.AddrPortFrom(server, 53).String()
-	question := new(dns.Msg).SetQuestion(".", dns.TypeNS)
-	question.SetEdns0(1232, false)
-	answer, took, err := (&dns.Client{Timeout: 6 * time.Second}).ExchangeContext(d.ctx, question, at)
-	var refused net.Error
-	switch {
-	case errors.As(err, &refused) && refused.Timeout():
-		d.say(failure, d.makeReachable(), "%s does not answer in 6 s: upstream is not reached", at)
-	case err != nil:
-		d.say(failure, "start CoreDNS; bind in the Corefile says where it listens; ss -lnup 'sport = 53' shows who does", "nobody answers at %s: %v", at, err)
-	case answer.Rcode == dns.RcodeServerFailure:
-		d.say(failure, d.makeReachable(), "%s answers SERVFAIL%s: upstream is not reached, or answers so", at, extended(answer))
-	case answer.Rcode != dns.RcodeSuccess:
-		d.say(warning, "look at the server blocks: . should be forwarded", "%s answers %s to a question for the root%s", at, dns.RcodeToString[answer.Rcode], extended(answer))
-	default:
-		d.say(fine, "", "%s answers from upstream, in %v", at, took.Round(time.Millisecond))
-	}
-}
-
-// makeReachable is what to do where upstream is not reached.
-func (d *doctor) makeReachable() string {
-	const reachable = "reachable from here (ip route get ADDRESS)"
-	if d.guards("forward") && !d.guards("output") {
-		return "what is forwarded to must be " + reachable + "; the guard does not stand in its way in mode " + d.status.Mode
-	}
-	return "what is forwarded to must be in upstream, or allowed, and " + reachable + "; the log warns of what is not open"
-}
-
-// extended is what an answer says for people (RFC 8914).
-func extended(m *dns.Msg) string {
-	opt := m.IsEdns0()
-	if opt == nil {
-		return ""
-	}
-	for _, o := range opt.Option {
-		if e, ok := o.(*dns.EDNS0_EDE); ok && e.ExtraText != "" {
-			return " (" + plain(e.ExtraText) + ")"
-		}
-	}
-	return ""
 }

@@ -19,10 +19,13 @@ import (
 func (d *doctor) kernel() {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
-		d.say(unknown, "", "its version is not known: %v", err)
+		d.say(unknown, "look with uname -r", "its version is not known: %v", err)
 		return
 	}
-	release := unix.ByteSliceToString(u.Release[:])
+	d.judgeKernel(unix.ByteSliceToString(u.Release[:]))
+}
+
+func (d *doctor) judgeKernel(release string) {
 	switch v := kernelVersion(release); {
 	case v < 5_010:
 		d.say(failure, "Linux 5.10 or later is needed", "it is Linux %s", release)
@@ -74,7 +77,7 @@ func (d *doctor) tries(can func(backend.Rules) error) {
 		use   string
 		rules backend.Rules
 	}{
-		{failure, "rules and sets", "", rules(nil)},
+		{failure, "rules and sets", "have the kernel load nf_tables, nft_ct and nft_reject_inet (modprobe), and run this as root", rules(nil)},
 		{warning, "routed clients (nft_fib_inet)", "only clients on the gateway's own wires can be guarded", rules(func(r *backend.Rules) { r.GatewayHolders = append(r.GatewayHolders, backend.Client) })},
 		{warning, "programs by their cgroups (nft_socket)", "scope application, units and upstream cannot tell services apart", rules(func(r *backend.Rules) {
 			r.LocalHolders = append(r.LocalHolders, backend.User, backend.Unit)
@@ -120,7 +123,7 @@ func (d *doctor) cgroups() {
 	switch {
 	case err == nil:
 		d.say(fine, "", "services can be told apart by them")
-	case d.byApplication():
+	case d.status != nil && d.status.Scope == "application":
 		d.say(warning, "boot with systemd.unified_cgroup_hierarchy=1, or write scope application uid", "services are told apart by their users only: %v", err)
 	default:
 		d.say(fine, "", "there are none of version 2, and nothing needs them: %v", err)
@@ -131,7 +134,7 @@ func (d *doctor) cgroups() {
 func (d *doctor) conntrack() {
 	most, err := strconv.Atoi(sysctl("netfilter/nf_conntrack_max"))
 	if err != nil {
-		d.say(unknown, "", "it is not at work here")
+		d.say(unknown, "see what is said of the guard, which has the kernel load it", "it is not at work here")
 		return
 	}
 	count, _ := strconv.Atoi(sysctl("netfilter/nf_conntrack_count"))

@@ -1,12 +1,8 @@
 package main
 
 import (
-	"fmt"
 	"net"
-	"os"
 	"strings"
-
-	"github.com/google/nftables"
 )
 
 // forwarding looks whether the machine is a gateway, and ought to be.
@@ -31,98 +27,49 @@ func (d *doctor) forwarding() {
 	}
 }
 
-// forged looks whether clients can use others' IPv4 addresses.
+// forged looks whether clients can use others' IPv4 addresses. Of the setting for all interfaces
+// and that for the one the greater counts, and 2 is satisfied with any way back.
 func (d *doctor) forged() {
-	d.ofClients("rp_filter", func(all, own string) bool { return all != "1" && own != "1" },
-		"sysctl net.ipv4.conf.all.rp_filter=1, and in /etc/sysctl.d; for IPv6, drop with nftables what fib saddr . iif oif missing finds",
+	d.ofClients("rp_filter", "1", func(all, own string) bool { return max(all, own) != "1" },
+		" (but 2 for one that a route names with out); for IPv6, drop with nftables what fib saddr . iif oif missing finds",
 		"packets with forged sources are taken from %s: a client's questions can count for another one",
 		"IPv4 packets with forged sources are dropped")
 }
 
 // sourceRoutes looks whether clients can say by which way this machine answers them.
 func (d *doctor) sourceRoutes() {
-	d.ofClients("accept_source_route", func(all, own string) bool { return all == "1" && own == "1" },
-		"sysctl net.ipv4.conf.all.accept_source_route=0, and in /etc/sysctl.d",
+	d.ofClients("accept_source_route", "0", func(all, own string) bool { return all == "1" && own == "1" }, "",
 		"packets with a source route are taken from %s: what this machine answers goes by that route, past rules for clients",
 		"IPv4 packets with a source route are dropped")
 }
 
 // ofClients looks at a setting of IPv4 on the interfaces of a gateway: it may be bad by that
-// for all interfaces and that for the one.
-func (d *doctor) ofClients(setting string, bad func(all, own string) bool, advice, warn, good string) {
+// for all interfaces and that for the one, and is good where both have the same value.
+func (d *doctor) ofClients(setting, value string, bad func(all, own string) bool, more, warn, good string) {
 	if !d.guards("forward") {
 		d.say(fine, "", "there are no clients")
 		return
 	}
 	interfaces, err := net.Interfaces()
 	if err != nil {
-		d.say(unknown, "", "%v", err)
+		d.say(unknown, "look with sysctl -a --pattern "+setting, "%v", err)
 		return
 	}
-	all := sysctl("ipv4/conf/all/" + setting)
+	of := func(ifname string) string { return "ipv4/conf/" + ifname + "/" + setting }
+	all := sysctl(of("all"))
 	var open []string
+	advice := "sysctl net/" + of("all") + "=" + value
 	for _, i := range interfaces {
-		if i.Flags&net.FlagLoopback == 0 && i.Flags&net.FlagUp != 0 && bad(all, sysctl("ipv4/conf/"+i.Name+"/"+setting)) {
+		if own := sysctl(of(i.Name)); i.Flags&net.FlagLoopback == 0 && i.Flags&net.FlagUp != 0 && bad(all, own) {
 			open = append(open, i.Name)
+			if own != value {
+				advice += " net/" + of(i.Name) + "=" + value // a name may have dots
+			}
 		}
 	}
 	if len(open) > 0 {
-		d.say(warning, advice, warn, strings.Join(open, " "))
+		d.say(warning, advice+", and in /etc/sysctl.d"+more, warn, strings.Join(open, " "))
 		return
 	}
 	d.say(fine, "", "%s", good)
-}
-
-// firewalls looks for rules of others that refuse what the guard lets through.
-func (d *doctor) firewalls() {
-	if text, err := os.ReadFile("/proc/net/ip_tables_names"); err == nil && strings.Contains(string(text), "filter") {
-		d.say(warning, "iptables-legacy -S shows them; move them to nftables, or see that they accept what is to get out", "there are rules of the old iptables, which see packets as well")
-	}
-	c, err := nftables.New()
-	if err != nil {
-		d.say(unknown, "", "%v", err)
-		return
-	}
-	chains, err := c.ListChains()
-	if err != nil {
-		d.say(unknown, "be root", "they cannot be listed: %v", err)
-		return
-	}
-	ours := "ipdestinationguard"
-	if d.status != nil {
-		ours = d.status.Table
-	}
-	found := false
-	for _, ch := range chains {
-		if ch.Table.Name == ours || ch.Hooknum == nil || ch.Type != nftables.ChainTypeFilter || ch.Policy == nil || *ch.Policy != nftables.ChainPolicyDrop {
-			continue
-		}
-		for hook, name := range map[nftables.ChainHook]string{*nftables.ChainHookOutput: "output", *nftables.ChainHookForward: "forward"} {
-			if *ch.Hooknum != hook || d.status != nil && !d.guards(name) {
-				continue
-			}
-			found = true
-			d.say(warning, fmt.Sprintf("nft list chain %s %s %s shows it: have it accept what is to get out, as the guard then refuses what has not been looked up", family(ch.Table.Family), ch.Table.Name, ch.Name),
-				"table %s %s, chain %s drops on hook %s what it does not accept itself, whatever the guard lets through", family(ch.Table.Family), ch.Table.Name, ch.Name, name)
-		}
-	}
-	if !found {
-		d.say(fine, "", "none that drops by default what the guard lets through")
-	}
-}
-
-func family(f nftables.TableFamily) string {
-	switch f {
-	case nftables.TableFamilyINet:
-		return "inet"
-	case nftables.TableFamilyIPv4:
-		return "ip"
-	case nftables.TableFamilyIPv6:
-		return "ip6"
-	case nftables.TableFamilyBridge:
-		return "bridge"
-	case nftables.TableFamilyNetdev:
-		return "netdev"
-	}
-	return "arp"
 }

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -233,6 +234,8 @@ func TestSentinelsOfAGuardedMachine(t *testing.T) {
 		return err == nil && strings.Contains(out, "is dead") && strings.Contains(out, `"dns://198.18.53.2:53", which answers`)
 	})
 
+	o.wantUpstream(map[string]bool{"sentinel: dns://198.18.53.1:53 (" + sentinel1 + ")": false, "sentinel: dns://198.18.53.2:53 (" + sentinel2 + ")": true})
+
 	// It comes back by itself.
 	o.nameserver(1)
 	o.eventually("the first nameserver is asked again", func() bool {
@@ -242,6 +245,22 @@ func TestSentinelsOfAGuardedMachine(t *testing.T) {
 
 	if out, err := o.sentinel("down"); err != nil || o.resolvConf() != lease {
 		t.Errorf("down: %v, %s; resolv.conf:\n%s", err, out, o.resolvConf())
+	}
+}
+
+// wantUpstream compares with what the guard tells of its nameservers, by whether they answer.
+func (o *office) wantUpstream(want map[string]bool) {
+	o.Helper()
+	list, err := o.asks(filepath.Join(o.files, "run/ipdestinationguard/admin.sock")).Blocks(context.Background())
+	o.must(err)
+	got := map[string]bool{}
+	for _, b := range list.Blocks {
+		for _, f := range b.Forwards {
+			got[f.Line] = f.Answer != ""
+		}
+	}
+	if !maps.Equal(got, want) {
+		o.Errorf("nameservers that answer: %v, want %v", got, want)
 	}
 }
 
@@ -365,6 +384,7 @@ func TestSentinelsOverIPv6(t *testing.T) {
 	o.eventually("resolv.conf names sentinels", func() bool { return strings.Contains(o.resolvConf(), "nameserver "+sentinel6+"\n") })
 	o.wantAnswerBy(1, atOnce)
 	o.wantOpen(o.guard, "tcp", "198.18.1.1")
+	o.wantUpstream(map[string]bool{"sentinel ipv6: dns://198.18.53.1:53 (" + sentinel6 + ")": true, "sentinel ipv6: dns://198.18.53.2:53 (" + strings.TrimSuffix(sentinel6, "1") + "2)": true})
 	o.must(first.Signal(syscall.SIGSTOP))
 	o.wantAnswerBy(2, afterOne)
 	o.must(first.Signal(syscall.SIGKILL))
