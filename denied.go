@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,6 +45,9 @@ const (
 	laidDown       why.Reason = "source_route"
 	changed        why.Reason = "changed"
 )
+
+// reasons are all of them.
+var reasons = append(slices.Clip(why.Refusals), belongsNowhere, laidDown, changed)
 
 const (
 	// maxReasons bounds what is known beside the log's own book, which has half of that.
