@@ -66,6 +66,58 @@ func TestDeniedFlowsAreExplained(t *testing.T) {
 	}
 }
 
+// denyMany has a packet of each of so many flows denied.
+func (r *rig) denyMany(n int) {
+	for i := range n {
+		r.kernel.Deny(backend.Flow{Kind: backend.Kind{Hook: backend.Output}, Protocol: 6, User: 7, Addr: netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), Port: uint16(1 + i>>8)}, backend.Count{Packets: 1, Bytes: 40})
+	}
+}
+
+// Whoever reads the list knows when there was more, and the metrics say how much.
+func TestMoreIsDeniedThanIsListed(t *testing.T) {
+	const most = 8192 // as the README has it
+	r := newRig(t, "ipdestinationguard nft-local")
+	process.Lock()
+	process.guard = r.guard // as metrics look for it
+	process.Unlock()
+	defer func() {
+		process.Lock()
+		process.guard = nil
+		process.Unlock()
+	}()
+	denied := func(since time.Time) (flows int, more bool) {
+		t.Helper()
+		list, err := r.administration().Denied(t.Context(), admin.DeniedQuery{Since: since})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list.Flows), list.More
+	}
+	r.denyMany(most)
+	if n, more := denied(time.Time{}); n != most || more {
+		t.Errorf("%d flows are listed, more: %v", n, more)
+	}
+	r.advance(time.Second)
+	before := metrics(t)
+	r.denyMany(most + 100)
+	if n, more := denied(time.Time{}); n != most || !more {
+		t.Errorf("%d flows are listed of more, more: %v", n, more)
+	}
+	after := metrics(t)
+	if n := after["denied_flows_unkept_total"] - before["denied_flows_unkept_total"]; n < 100 {
+		t.Errorf("%v flows are counted as unkept", n)
+	}
+	if n := before["denied_flows_untold_total"]; n != most-500 {
+		t.Errorf("%v flows are counted as untold", n)
+	}
+	moment := r.clock.now().Add(time.Second)
+	r.advance(time.Minute)
+	r.denyMany(3)
+	if n, more := denied(moment); n != 3 || more {
+		t.Errorf("later, %d flows are listed, more: %v", n, more)
+	}
+}
+
 func TestLogLine(t *testing.T) {
 	got := logLine(&admin.Denied{
 		Hook: "forward", Audit: true, Interface: "lan0", Client: netip.MustParseAddr("192.168.0.9"), Protocol: "tcp", Address: netip.MustParseAddr("192.0.2.1"), Port: 443,

@@ -154,7 +154,7 @@ func histogram(metric, help string, buckets []float64) prometheus.Histogram {
 }
 
 // tallies are read when somebody asks for them.
-type tallies struct{ packets, unlisted, audit *prometheus.Desc }
+type tallies struct{ packets, unlisted, unkept, untold, audit *prometheus.Desc }
 
 func init() {
 	desc := func(metric, help string, labels ...string) *prometheus.Desc {
@@ -163,6 +163,8 @@ func init() {
 	prometheus.MustRegister(&tallies{
 		desc("denied_all_packets_total", "Packets that were refused, or passed in audit only: all of them, as the kernel counts.", "chain", "became"),
 		desc("denied_unlisted_packets_total", "Of these, packets of flows that the kernel had no room for.", "chain"),
+		desc("denied_flows_unkept_total", "Flows, as often as they were read, that the list of denied flows had no room for."),
+		desc("denied_flows_untold_total", "Flows that were listed, and of which there were too many at once to tell why, in the log or as metrics."),
 		desc("audit", "1 while a guarded chain refuses nothing and only counts, else 0.", "chain"),
 	})
 }
@@ -171,6 +173,8 @@ func init() {
 func (t *tallies) Describe(all chan<- *prometheus.Desc) {
 	all <- t.packets
 	all <- t.unlisted
+	all <- t.unkept
+	all <- t.untold
 	all <- t.audit
 }
 
@@ -196,9 +200,11 @@ func (t *tallies) Collect(all chan<- prometheus.Metric) {
 		}
 	}
 	sums := d.log.Sums()
-	send := func(desc *prometheus.Desc, packets uint64, labels ...string) {
-		all <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(packets), labels...)
+	send := func(desc *prometheus.Desc, n uint64, labels ...string) {
+		all <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n), labels...)
 	}
+	send(t.unkept, sums.Unkept)
+	send(t.untold, sums.Untold)
 	for hook, tally := range sums.Tallies {
 		chain := backend.Hook(hook).String()
 		send(t.packets, tally.Refused.Packets, chain, verb(false))
