@@ -100,7 +100,7 @@ func (o *deniedObserver) Denied(e flowlog.Event) {
 	d.remember(e.Flow.Flow, j)
 	deniedTotal.WithLabelValues(e.Hook.String(), verb(e.Audited), string(j.reason)).Add(float64(e.New.Packets))
 	line := d.describe(&e.Flow, j)
-	if !d.guard.settings.Load().operation.quiet && d.lines.Allow() {
+	if !d.guard.settings.Load().operation.quiet && d.lines.AllowN(d.guard.now(), 1) {
 		log.Info(logLine(&line, e.New))
 	}
 	d.mu.Lock()

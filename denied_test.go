@@ -1,7 +1,10 @@
 package ipdestinationguard
 
 import (
+	"bytes"
+	stdlog "log"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -115,6 +118,38 @@ func TestMoreIsDeniedThanIsListed(t *testing.T) {
 	r.denyMany(3)
 	if n, more := denied(moment); n != 3 || more {
 		t.Errorf("later, %d flows are listed, more: %v", n, more)
+	}
+}
+
+// There are 100 lines at once and five in a second at most, and none with denied_log off.
+func TestDeniedLines(t *testing.T) {
+	for option, want := range map[string]int{"on": 100 + 50, "off": 0} {
+		t.Run(option, func(t *testing.T) {
+			r := newRig(t, "ipdestinationguard nft-local {\n denied_log "+option+"\n}")
+			var lines bytes.Buffer
+			stdlog.SetOutput(&lines)
+			defer stdlog.SetOutput(os.Stderr)
+			told := metrics(t)["denied_packets_total{refused}{output}{never_resolved}"]
+			look := func() {
+				t.Helper()
+				if err := r.guard.denied.log.Look(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r.denyMany(300)
+			look()
+			r.advance(10 * time.Second)
+			for i := range 100 {
+				r.kernel.Deny(backend.Flow{Kind: backend.Kind{Hook: backend.Output}, Protocol: 17, User: 7, Addr: netip.MustParseAddr("192.0.2.1"), Port: uint16(1000 + i)}, backend.Count{Packets: 1, Bytes: 40})
+			}
+			look()
+			if n := strings.Count(lines.String(), "Denied: chain=output "); n != want {
+				t.Errorf("%d lines of 400 flows, want %d", n, want)
+			}
+			if n := metrics(t)["denied_packets_total{refused}{output}{never_resolved}"] - told; n != 400 {
+				t.Errorf("%v packets are counted", n)
+			}
+		})
 	}
 }
 
