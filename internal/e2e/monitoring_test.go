@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -17,7 +18,7 @@ import (
 )
 
 // Prometheus itself scrapes a guard at work, takes the alert rules, and has an answer to
-// each query of the dashboard.
+// each query of the dashboard. What that draws over time, it draws.
 func TestDashboardShowsWhatPrometheusHas(t *testing.T) {
 	t.Parallel()
 	prometheus, err := exec.LookPath("prometheus")
@@ -31,7 +32,11 @@ func TestDashboardShowsWhatPrometheusHas(t *testing.T) {
 	w.must(err)
 	config := filepath.Join(dir, "prometheus.yml")
 	w.save(config, fmt.Sprintf("global: {scrape_interval: 1s, evaluation_interval: 1s}\nrule_files: [%s]\nscrape_configs: [{job_name: coredns, static_configs: [{targets: ['127.0.0.1:9153']}]}]\n", rules))
-	server := w.guard.Command(prometheus, "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:9090")
+	assets := "--web.page-title=Guard"
+	if pages := filepath.Join(filepath.Dir(prometheus), "../share/prometheus/web"); exists(pages) { // Debian's, which may be unpacked somewhere
+		assets = "--web.local-assets=" + pages
+	}
+	server := w.guard.Command(prometheus, "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address=127.0.0.1:9090", assets)
 	w.must(server.Start())
 	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 		return w.guard.Dial(ctx, network, address)
@@ -67,13 +72,18 @@ func TestDashboardShowsWhatPrometheusHas(t *testing.T) {
 	var dashboard struct {
 		Panels []struct {
 			Title   string
+			Type    string
 			Targets []struct{ Expr string }
 		}
 	}
 	w.must(json.Unmarshal(text, &dashboard))
+	var drawn []string
 	for _, p := range dashboard.Panels {
 		for _, q := range p.Targets {
 			expr := strings.NewReplacer("$__rate_interval", "10s", "$instance", ".*").Replace(q.Expr)
+			if p.Type == "timeseries" {
+				drawn = append(drawn, expr)
+			}
 			// There is none of that, or not yet.
 			calm := p.Title == "Trouble" || p.Title == "Audit" || strings.Contains(expr, `result="failed"`) || strings.Contains(expr, "unlisted")
 			var answer struct {
@@ -125,4 +135,56 @@ func TestDashboardShowsWhatPrometheusHas(t *testing.T) {
 		}
 		return false
 	})
+
+	response, err := client.Get("http://127.0.0.1:9090/classic/static/rickshaw/rickshaw.min.js")
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("Prometheus has not all it draws with, as Debian's has (libjs-rickshaw and others): %s", response.Status)
+	}
+	w.lacks(err)
+	response.Body.Close()
+	n = 0
+	for queries := range slices.Chunk(drawn, 8) { // the page confuses more than ten
+		n++
+		w.draw("http://127.0.0.1:9090/classic/graph", queries, fmt.Sprintf("dashboard-%d.png", n))
+	}
 }
+
+func exists(path string) bool { _, err := os.Stat(path); return err == nil }
+
+// draw has a browser show Prometheus's page with the graphs of queries, and fails the test
+// unless there is a line in each. DASHBOARD_PICTURES is a folder to keep the picture in.
+func (w *world) draw(page string, queries []string, name string) {
+	w.Helper()
+	browser, err := exec.LookPath("chromium")
+	w.lacks(err)
+	parameters, dir := url.Values{}, w.TempDir()
+	for i, q := range queries {
+		for key, value := range map[string]string{"expr": q, "tab": "0", "range_input": "1m", "step_input": "1"} {
+			parameters.Set(fmt.Sprintf("g%d.%s", i, key), value)
+		}
+	}
+	var missing []string
+	for range 5 { // the browser may look before all is there
+		picture := filepath.Join(dir, name)
+		c := w.guard.Command(browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--user-data-dir="+filepath.Join(dir, "profile"),
+			fmt.Sprint("--window-size=1200,", 100+800*len(queries)), "--virtual-time-budget=20000", "--screenshot="+picture, "--dump-dom", page+"?"+parameters.Encode())
+		w.must(c.Run())
+		graphs := strings.Split(c.Output(), `class="graph_wrapper"`)[1:]
+		missing = nil
+		for i, q := range queries {
+			if i >= len(graphs) || !drawnLine.MatchString(graphs[i]) {
+				missing = append(missing, q)
+			}
+		}
+		if b, err := os.ReadFile(picture); len(missing) == 0 && err == nil && len(b) > 10_000 {
+			if keep := os.Getenv("DASHBOARD_PICTURES"); keep != "" {
+				w.must(os.WriteFile(filepath.Join(keep, name), b, 0o644))
+			}
+			return
+		}
+	}
+	w.Errorf("no line is drawn of: %q", missing)
+}
+
+// drawnLine is one of at least two points, as the page draws it.
+var drawnLine = regexp.MustCompile(`<path class="path" d="M[^"]*L`)
