@@ -114,6 +114,9 @@ func (b *book) listed(d *backend.Denial, now time.Time) (Event, bool) {
 	e.Packets += d.Packets - since.Packets
 	e.Bytes += d.Bytes - since.Bytes
 	e.Last, e.counted = d.Last, d.Count
+	if e.Last.Before(e.First) { // what is shown comes late
+		e.First = e.Last
+	}
 	if first && b.lookedAt.IsZero() && (seen.Packets > 0 || d.Last.Before(b.began)) { // all but what was shown
 		e.told.Packets += e.Packets - min(seen.Packets, e.Packets)
 		e.told.Bytes += e.Bytes - min(seen.Bytes, e.Bytes)

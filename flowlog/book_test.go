@@ -147,6 +147,19 @@ func TestNothingIsLost(t *testing.T) {
 	}
 }
 
+// What is shown comes late: no flow has begun after its last packet.
+func TestShownPacketsAreLate(t *testing.T) {
+	k := newKernel()
+	b := newBook(k.now)
+	k.look(b)
+	k.deny(flow(1), 1)
+	b.shown(&shown{Flow: flow(1)}, k.now.Add(50*time.Millisecond))
+	k.look(b)
+	if got := b.all()[0]; !got.First.Equal(k.now) || !got.Last.Equal(k.now) {
+		t.Errorf("from %v to %v", got.First, got.Last)
+	}
+}
+
 // A shown packet is told of at once, and counted only until the kernel's count is read.
 func TestShownPackets(t *testing.T) {
 	k := newKernel()
