@@ -138,12 +138,11 @@ func (a *administration) Denied(ctx context.Context, q admin.DeniedQuery) (admin
 	if err := d.log.Look(ctx); err != nil {
 		return list, err
 	}
+	missing := d.log.Sums().Missing
+	list.More = !missing.IsZero() && !missing.Before(q.Since)
 	for _, f := range d.log.Flows() {
 		if f.Last.Before(q.Since) {
 			continue
-		}
-		if list.More = len(list.Flows) == admin.MaxList; list.More {
-			break
 		}
 		list.Flows = append(list.Flows, d.describe(&f, d.judged(&f)))
 	}

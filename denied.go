@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,6 +45,9 @@ const (
 	laidDown       why.Reason = "source_route"
 	changed        why.Reason = "changed"
 )
+
+// reasons are all of them.
+var reasons = append(slices.Clip(why.Refusals), belongsNowhere, laidDown, changed)
 
 const (
 	// maxReasons bounds what is known beside the log's own book, which has half of that.
@@ -96,7 +100,7 @@ func (o *deniedObserver) Denied(e flowlog.Event) {
 	d.remember(e.Flow.Flow, j)
 	deniedTotal.WithLabelValues(e.Hook.String(), verb(e.Audited), string(j.reason)).Add(float64(e.New.Packets))
 	line := d.describe(&e.Flow, j)
-	if !d.guard.settings.Load().operation.quiet && d.lines.Allow() {
+	if !d.guard.settings.Load().operation.quiet && d.lines.AllowN(d.guard.now(), 1) {
 		log.Info(logLine(&line, e.New))
 	}
 	d.mu.Lock()

@@ -1,7 +1,10 @@
 package ipdestinationguard
 
 import (
+	"bytes"
+	stdlog "log"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -61,6 +64,90 @@ func TestDeniedFlowsAreExplained(t *testing.T) {
 			got := r.deny(tt.flow)
 			if got.Reason != tt.reason || !strings.HasPrefix(got.Text, tt.text) || got.Packets != 2 {
 				t.Errorf("%+v\nwant %s: %s", got, tt.reason, tt.text)
+			}
+		})
+	}
+}
+
+// denyMany has a packet of each of so many flows denied.
+func (r *rig) denyMany(n int) {
+	for i := range n {
+		r.kernel.Deny(backend.Flow{Kind: backend.Kind{Hook: backend.Output}, Protocol: 6, User: 7, Addr: netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), Port: uint16(1 + i>>8)}, backend.Count{Packets: 1, Bytes: 40})
+	}
+}
+
+// Whoever reads the list knows when there was more, and the metrics say how much.
+func TestMoreIsDeniedThanIsListed(t *testing.T) {
+	const most = 8192 // as the README has it
+	r := newRig(t, "ipdestinationguard nft-local")
+	process.Lock()
+	process.guard = r.guard // as metrics look for it
+	process.Unlock()
+	defer func() {
+		process.Lock()
+		process.guard = nil
+		process.Unlock()
+	}()
+	denied := func(since time.Time) (flows int, more bool) {
+		t.Helper()
+		list, err := r.administration().Denied(t.Context(), admin.DeniedQuery{Since: since})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list.Flows), list.More
+	}
+	r.denyMany(most)
+	if n, more := denied(time.Time{}); n != most || more {
+		t.Errorf("%d flows are listed, more: %v", n, more)
+	}
+	r.advance(time.Second)
+	before := metrics(t)
+	r.denyMany(most + 100)
+	if n, more := denied(time.Time{}); n != most || !more {
+		t.Errorf("%d flows are listed of more, more: %v", n, more)
+	}
+	after := metrics(t)
+	if n := after["denied_flows_unkept_total"] - before["denied_flows_unkept_total"]; n < 100 {
+		t.Errorf("%v flows are counted as unkept", n)
+	}
+	if n := before["denied_flows_untold_total"]; n != most-500 {
+		t.Errorf("%v flows are counted as untold", n)
+	}
+	moment := r.clock.now().Add(time.Second)
+	r.advance(time.Minute)
+	r.denyMany(3)
+	if n, more := denied(moment); n != 3 || more {
+		t.Errorf("later, %d flows are listed, more: %v", n, more)
+	}
+}
+
+// There are 100 lines at once and five in a second at most, and none with denied_log off.
+func TestDeniedLines(t *testing.T) {
+	for option, want := range map[string]int{"on": 100 + 50, "off": 0} {
+		t.Run(option, func(t *testing.T) {
+			r := newRig(t, "ipdestinationguard nft-local {\n denied_log "+option+"\n}")
+			var lines bytes.Buffer
+			stdlog.SetOutput(&lines)
+			defer stdlog.SetOutput(os.Stderr)
+			told := metrics(t)["denied_packets_total{refused}{output}{never_resolved}"]
+			look := func() {
+				t.Helper()
+				if err := r.guard.denied.log.Look(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r.denyMany(300)
+			look()
+			r.advance(10 * time.Second)
+			for i := range 100 {
+				r.kernel.Deny(backend.Flow{Kind: backend.Kind{Hook: backend.Output}, Protocol: 17, User: 7, Addr: netip.MustParseAddr("192.0.2.1"), Port: uint16(1000 + i)}, backend.Count{Packets: 1, Bytes: 40})
+			}
+			look()
+			if n := strings.Count(lines.String(), "Denied: chain=output "); n != want {
+				t.Errorf("%d lines of 400 flows, want %d", n, want)
+			}
+			if n := metrics(t)["denied_packets_total{refused}{output}{never_resolved}"] - told; n != 400 {
+				t.Errorf("%v packets are counted", n)
 			}
 		})
 	}

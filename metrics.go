@@ -1,6 +1,8 @@
 package ipdestinationguard
 
 import (
+	"slices"
+
 	"github.com/coredns/coredns/plugin"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
@@ -12,17 +14,18 @@ import (
 // The variables of the process. None has a label with a client or a name.
 var (
 	answers = counters("answers_total",
-		"Answers that give addresses, by what became of them: passed at once, held until the kernel had acknowledged, or failed; and questions that were refused for their name.", "result")
+		"Answers that give addresses, by what became of them: passed at once, held until the kernel had acknowledged, or failed; and questions that were refused for their name.", by("result", "passed", "held", "failed", "refused"))
 	answersPassed  = answers.WithLabelValues("passed")
 	answersHeld    = answers.WithLabelValues("held")
 	answersFailed  = answers.WithLabelValues("failed")
 	answersRefused = answers.WithLabelValues("refused")
 
 	answersValidated = counters("validated_total",
-		"Answers that were validated (dnssec validate), by the verdict: secure, insecure, bogus or unknown.", "verdict")
+		"Answers that were validated (dnssec validate), by the verdict: secure, insecure, bogus or unknown.", by("verdict", "secure", "insecure", "bogus", "unknown"))
 
 	addressesStripped = counters("stripped_total",
-		"Addresses taken out of answers because they are not globally reachable, or loopback, metadata or this machine's own.", "reason")
+		"Addresses taken out of answers because they are not globally reachable, or loopback, metadata or this machine's own.",
+		by("reason", "not_global", "loopback", "metadata", "own", "ip_version", "too_many", "mapped"))
 
 	holdSeconds = histogram("hold_duration_seconds",
 		"How long answers were held.", prometheus.ExponentialBuckets(16e-6, 4, 10))
@@ -33,7 +36,7 @@ var (
 	grantsIPv6 = grants.WithLabelValues("ipv6")
 
 	grantChanges = counters("grant_changes_total",
-		"Grants that were made, renewed, removed because they had expired, ended early because there were too many, and revoked by people.", "change")
+		"Grants that were made, renewed, removed because they had expired, ended early because there were too many, and revoked by people.", by("change", "made", "renewed", "expired", "evicted", "revoked"))
 	grantsMade    = grantChanges.WithLabelValues("made")
 	grantsRenewed = grantChanges.WithLabelValues("renewed")
 	grantsExpired = grantChanges.WithLabelValues("expired")
@@ -43,7 +46,7 @@ var (
 	answersRewritten = promauto.NewCounter(prometheus.CounterOpts(opts("rewritten_total",
 		"Answers for names with a route, given with mapped addresses.")))
 	mappingsRefused = counters("mappings_refused_total",
-		"Answers for names with a route that failed: no address is free, the disk or the kernel is late, or has failed.", "reason")
+		"Answers for names with a route that failed: no address is free, the disk or the kernel is late, or has failed.", by("reason", "full", "late", "failed"))
 	mappingsRefusedFull   = mappingsRefused.WithLabelValues("full")
 	mappingsRefusedLate   = mappingsRefused.WithLabelValues("late")
 	mappingsRefusedFailed = mappingsRefused.WithLabelValues("failed")
@@ -57,14 +60,14 @@ var (
 	transactionSeconds = histogram("transaction_duration_seconds",
 		"How long the kernel took for one transaction.", prometheus.ExponentialBuckets(4e-6, 4, 10))
 
-	deniedTotal = promauto.NewCounterVec(prometheus.CounterOpts(opts("denied_packets_total",
-		"Packets of flows that were refused, or passed in audit only, by why. Those of flows that there were too many of to tell are missing: see denied_all_packets_total.")),
-		[]string{"chain", "became", "reason"})
+	deniedTotal = counters("denied_packets_total",
+		"Packets of flows that were refused, or passed in audit only, by why. Those of flows that there were too many of to tell are missing: see denied_all_packets_total.",
+		by("chain", backend.Output.String(), backend.Forward.String()), by("became", verb(false), verb(true)), by("reason", reasons...))
 
 	kernelErrors = counters("kernel_errors_total",
-		"Operations that the kernel refused.", "operation")
+		"Operations that the kernel refused.", by("operation", "open", "commit", "read", "cut"))
 	repairs = counters("repairs_total",
-		"How often somebody else had removed or changed what is ours, and it was put back.", "part")
+		"How often somebody else had removed or changed what is ours, and it was put back.", by("part", "rules", "grants", "mappings"))
 	withstood = promauto.NewCounter(prometheus.CounterOpts(opts("flushes_withstood_total",
 		"How often somebody else has flushed the ruleset, and what is ours has stood it.")))
 	enforcing = promauto.NewGauge(prometheus.GaugeOpts(opts("enforcing",
@@ -105,8 +108,39 @@ func opts(metric, help string) prometheus.Opts {
 	return prometheus.Opts{Namespace: plugin.Namespace, Subsystem: name, Name: metric, Help: help}
 }
 
-func counters(metric, help, label string) *prometheus.CounterVec {
-	return promauto.NewCounterVec(prometheus.CounterOpts(opts(metric, help)), []string{label})
+// counters has a counter for each combination of what its labels say, from the start: one
+// that began with what it counts would begin at 1, and no alert would see it rise.
+func counters(metric, help string, labels ...label) *prometheus.CounterVec {
+	names, combined := []string{}, [][]string{{}}
+	for _, l := range labels {
+		names = append(names, l.name)
+		var longer [][]string
+		for _, c := range combined {
+			for _, v := range l.values {
+				longer = append(longer, append(slices.Clip(c), v))
+			}
+		}
+		combined = longer
+	}
+	vec := promauto.NewCounterVec(prometheus.CounterOpts(opts(metric, help)), names)
+	for _, c := range combined {
+		vec.WithLabelValues(c...)
+	}
+	return vec
+}
+
+// A label of counters, and all that it can say.
+type label struct {
+	name   string
+	values []string
+}
+
+func by[word ~string](name string, values ...word) label {
+	l := label{name: name}
+	for _, v := range values {
+		l.values = append(l.values, string(v))
+	}
+	return l
 }
 
 func gauges(metric, help, label string) *prometheus.GaugeVec {
@@ -120,7 +154,7 @@ func histogram(metric, help string, buckets []float64) prometheus.Histogram {
 }
 
 // tallies are read when somebody asks for them.
-type tallies struct{ packets, unlisted, audit *prometheus.Desc }
+type tallies struct{ packets, unlisted, unkept, untold, audit *prometheus.Desc }
 
 func init() {
 	desc := func(metric, help string, labels ...string) *prometheus.Desc {
@@ -129,6 +163,8 @@ func init() {
 	prometheus.MustRegister(&tallies{
 		desc("denied_all_packets_total", "Packets that were refused, or passed in audit only: all of them, as the kernel counts.", "chain", "became"),
 		desc("denied_unlisted_packets_total", "Of these, packets of flows that the kernel had no room for.", "chain"),
+		desc("denied_flows_unkept_total", "Flows, as often as they were read, that the list of denied flows had no room for."),
+		desc("denied_flows_untold_total", "Flows that were listed, and of which there were too many at once to tell why, in the log or as metrics."),
 		desc("audit", "1 while a guarded chain refuses nothing and only counts, else 0.", "chain"),
 	})
 }
@@ -137,6 +173,8 @@ func init() {
 func (t *tallies) Describe(all chan<- *prometheus.Desc) {
 	all <- t.packets
 	all <- t.unlisted
+	all <- t.unkept
+	all <- t.untold
 	all <- t.audit
 }
 
@@ -162,9 +200,11 @@ func (t *tallies) Collect(all chan<- prometheus.Metric) {
 		}
 	}
 	sums := d.log.Sums()
-	send := func(desc *prometheus.Desc, packets uint64, labels ...string) {
-		all <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(packets), labels...)
+	send := func(desc *prometheus.Desc, n uint64, labels ...string) {
+		all <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n), labels...)
 	}
+	send(t.unkept, sums.Unkept)
+	send(t.untold, sums.Untold)
 	for hook, tally := range sums.Tallies {
 		chain := backend.Hook(hook).String()
 		send(t.packets, tally.Refused.Packets, chain, verb(false))

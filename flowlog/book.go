@@ -55,8 +55,9 @@ type book struct {
 	credit   float64 // for events
 	creditAt time.Time
 
-	unkept uint64 // flows that there was no room for
-	untold uint64 // events that there were too many of
+	missing time.Time // when the last packet came of one that there is no room for
+	unkept  uint64    // flows that there was no room for
+	untold  uint64    // events that there were too many of
 }
 
 type entry struct {
@@ -93,6 +94,7 @@ func (b *book) listed(d *backend.Denial, now time.Time) (Event, bool) {
 			return Event{}, false // nothing new of one that had to make room
 		}
 		if e = b.enter(d.Flow, d.Packets); e == nil {
+			b.miss(d.Last)
 			return Event{}, false
 		}
 		e.First = d.Last
@@ -112,6 +114,9 @@ func (b *book) listed(d *backend.Denial, now time.Time) (Event, bool) {
 	e.Packets += d.Packets - since.Packets
 	e.Bytes += d.Bytes - since.Bytes
 	e.Last, e.counted = d.Last, d.Count
+	if e.Last.Before(e.First) { // what is shown comes late
+		e.First = e.Last
+	}
 	if first && b.lookedAt.IsZero() && (seen.Packets > 0 || d.Last.Before(b.began)) { // all but what was shown
 		e.told.Packets += e.Packets - min(seen.Packets, e.Packets)
 		e.told.Bytes += e.Bytes - min(seen.Bytes, e.Bytes)
@@ -152,6 +157,7 @@ func (b *book) enter(f backend.Flow, packets uint64) *entry {
 			b.unkept++
 			return nil
 		}
+		b.miss(b.oldest.Last)
 		delete(b.flows, b.oldest.Flow.Flow)
 		b.unlink(b.oldest)
 	}
@@ -159,6 +165,13 @@ func (b *book) enter(f backend.Flow, packets uint64) *entry {
 	b.flows[f] = e
 	b.link(e)
 	return e
+}
+
+// miss notes that a flow is not in the book, and when its last packet came.
+func (b *book) miss(last time.Time) {
+	if last.After(b.missing) {
+		b.missing = last
+	}
 }
 
 // see makes e the newest.

@@ -147,6 +147,19 @@ func TestNothingIsLost(t *testing.T) {
 	}
 }
 
+// What is shown comes late: no flow has begun after its last packet.
+func TestShownPacketsAreLate(t *testing.T) {
+	k := newKernel()
+	b := newBook(k.now)
+	k.look(b)
+	k.deny(flow(1), 1)
+	b.shown(&shown{Flow: flow(1)}, k.now.Add(50*time.Millisecond))
+	k.look(b)
+	if got := b.all()[0]; !got.First.Equal(k.now) || !got.Last.Equal(k.now) {
+		t.Errorf("from %v to %v", got.First, got.Last)
+	}
+}
+
 // A shown packet is told of at once, and counted only until the kernel's count is read.
 func TestShownPackets(t *testing.T) {
 	k := newKernel()
@@ -191,8 +204,8 @@ func TestBookIsBounded(t *testing.T) {
 	}
 	k.now = k.now.Add(time.Second)
 	events := k.look(b)
-	if len(b.flows) != mostFlows || b.unkept != mostFlows {
-		t.Errorf("%d flows, %d had no room", len(b.flows), b.unkept)
+	if len(b.flows) != mostFlows || b.unkept != mostFlows || !b.missing.Equal(k.now.Add(-time.Second)) {
+		t.Errorf("%d flows, %d had no room, the last of them at %v", len(b.flows), b.unkept, b.missing)
 	}
 	if len(events) > toldAtOnce || uint64(len(events))+b.untold < mostFlows-1 {
 		t.Errorf("%d events, and %d too many", len(events), b.untold)
@@ -284,6 +297,9 @@ func TestPushedOutFlows(t *testing.T) {
 	}
 	if b.flows[flow(1)] != nil {
 		t.Fatal("it has not been pushed out")
+	}
+	if !b.missing.Equal(time.Unix(1e9, 0)) {
+		t.Errorf("it is missing as of %v", b.missing)
 	}
 	if events := k.look(b); len(events) > 0 || b.flows[flow(1)] != nil {
 		t.Errorf("it is back, and nothing has come: %v", events)

@@ -246,6 +246,7 @@ func (l *Log) Flows() []Flow {
 type Sums struct {
 	Tallies [backend.Hooks]backend.Tally // complete
 	Flows   int                          // in the book
+	Missing time.Time                    // when the last packet came of a flow that is not: it had to make room, or there is none for it
 	Unkept  uint64                       // flows, as often as they were read, that the book has no room for
 	Untold  uint64                       // events that there were too many of
 	Lost    uint64                       // packets that would have been shown, but came too fast
@@ -255,5 +256,5 @@ type Sums struct {
 func (l *Log) Sums() Sums {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return Sums{Tallies: l.tallies, Flows: len(l.book.flows), Unkept: l.book.unkept, Untold: l.book.untold, Lost: l.lost}
+	return Sums{Tallies: l.tallies, Flows: len(l.book.flows), Missing: l.book.missing, Unkept: l.book.unkept, Untold: l.book.untold, Lost: l.lost}
 }

@@ -63,6 +63,9 @@ const (
 	NoWay         Reason = "no_way"      // than another one than that of its route, which it must not take
 )
 
+// Refusals are all reasons why a flow does not pass.
+var Refusals = []Reason{NeverResolved, Expired, EndedEarly, OtherHolder, OtherPort, OtherProgram, Stripped, DNSPort, OthersAsk, Unassigned, NoWay}
+
 // A Verdict is what becomes of a flow, and why.
 type Verdict struct {
 	Passes bool

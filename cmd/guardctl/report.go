@@ -29,26 +29,26 @@ var reportPage = template.Must(template.New("report").Funcs(template.FuncMap{
 	"hook":  hookWords,
 	"from":  sender,
 	"to":    toWords,
-	"names": func(r reached) string { return strings.Join(r.By, ", ") },
+	"whom":  func(n lookedUp) string { return strings.Join(n.For, ", ") },
 }).Parse(reportText))
 
 // report is what the page shows.
 type report struct {
 	From    time.Time      `json:"from"`
 	Status  admin.Status   `json:"status"`
-	Reached []reached      `json:"reached"`
+	Names   []lookedUp     `json:"names"`
 	Denied  []admin.Denied `json:"denied"`
 	Reasons []share        `json:"reasons"`
-	Names   *chart         `json:"-"`
+	Opened  *chart         `json:"-"`
 	Refused *chart         `json:"-"`
 	More    bool           `json:"more"`
 }
 
-// reached is what a name's answers have opened.
-type reached struct {
+// lookedUp is a name, and what its answers have opened.
+type lookedUp struct {
 	Name      string    `json:"name"`
-	Addresses []string  `json:"addresses"`
-	By        []string  `json:"by"`
+	Addresses []string  `json:"addresses"` // none where all were taken out
+	For       []string  `json:"for"`
 	Last      time.Time `json:"last"`
 	Stripped  string    `json:"stripped,omitempty"` // why some were taken out
 }
@@ -65,7 +65,7 @@ func (g *guardctl) reportCommand() *cobra.Command {
 	var since time.Duration
 	cmd := &cobra.Command{
 		Use:   "report",
-		Short: "A page for a person: what was reached, by whom, what was denied, and why",
+		Short: "A page for a person: what was looked up and opened, for whom, what was denied, and why",
 		Long: `Write one self-contained HTML page about the last hours: what was looked up and opened, for whom, what
 was denied and why, with plots. It needs nothing from anywhere else, and runs no script.`,
 		Example: "  guardctl report --html guard.html --since 6h",
@@ -98,7 +98,7 @@ was denied and why, with plots. It needs nothing from anywhere else, and runs no
 				return err
 			}
 			return g.show(r, func(w io.Writer) {
-				fmt.Fprintf(w, "%s: %s, %s\n", file, why.Number(len(r.Reached), "name"), why.Number(len(r.Denied), "denied flow"))
+				fmt.Fprintf(w, "%s: %s, %s\n", file, why.Number(len(r.Names), "name"), why.Number(len(r.Denied), "denied flow"))
 			})
 		}),
 	}
@@ -108,16 +108,16 @@ was denied and why, with plots. It needs nothing from anywhere else, and runs no
 }
 
 func newReport(from time.Time, s admin.Status, answers admin.Answers, denied admin.DeniedList) *report {
-	r := &report{From: from, Status: s, Denied: denied.Flows, More: answers.More || denied.More, Reached: []reached{}, Reasons: []share{}}
+	r := &report{From: from, Status: s, Denied: denied.Flows, More: answers.More || denied.More, Names: []lookedUp{}, Reasons: []share{}}
 	if r.Denied == nil {
 		r.Denied = []admin.Denied{}
 	}
-	byName := map[string]*reached{}
-	r.Names, r.Refused = newChart(from, s.Now), newChart(from, s.Now)
+	byName := map[string]*lookedUp{}
+	r.Opened, r.Refused = newChart(from, s.Now), newChart(from, s.Now)
 	for _, a := range answers.Answers {
 		x := byName[a.Name]
 		if x == nil {
-			x = &reached{Name: a.Name}
+			x = &lookedUp{Name: a.Name, Addresses: []string{}}
 			byName[a.Name] = x
 		}
 		if x.Last.Before(a.At) {
@@ -125,18 +125,20 @@ func newReport(from time.Time, s admin.Status, answers admin.Answers, denied adm
 		}
 		if a.Stripped != "" {
 			x.Stripped = a.Stripped
-		} else if addr := a.Address.String(); !slices.Contains(x.Addresses, addr) {
-			x.Addresses = append(x.Addresses, addr)
+		} else {
+			r.Opened.add(a.At, 1)
+			if addr := a.Address.String(); !slices.Contains(x.Addresses, addr) {
+				x.Addresses = append(x.Addresses, addr)
+			}
 		}
-		if !slices.Contains(x.By, a.For) {
-			x.By = append(x.By, a.For)
+		if !slices.Contains(x.For, a.For) {
+			x.For = append(x.For, a.For)
 		}
-		r.Names.add(a.At, 1)
 	}
 	for _, x := range byName {
-		r.Reached = append(r.Reached, *x)
+		r.Names = append(r.Names, *x)
 	}
-	slices.SortFunc(r.Reached, func(a, b reached) int { return cmp.Or(b.Last.Compare(a.Last), cmp.Compare(a.Name, b.Name)) })
+	slices.SortFunc(r.Names, func(a, b lookedUp) int { return cmp.Or(b.Last.Compare(a.Last), cmp.Compare(a.Name, b.Name)) })
 	packets := map[string]uint64{}
 	for _, d := range denied.Flows {
 		packets[d.Reason] += d.Packets

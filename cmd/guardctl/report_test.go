@@ -36,13 +36,14 @@ func sampleReport() *report {
 
 func TestReport(t *testing.T) {
 	r := sampleReport()
-	if len(r.Reached) != 2 || r.Reached[0].Name != "www.example.com" || strings.Join(r.Reached[0].Addresses, " ") != "192.0.2.1 192.0.2.2" || strings.Join(r.Reached[0].By, " ") != "10.0.0.7 10.0.0.9" {
-		t.Errorf("reached: %+v", r.Reached)
+	if len(r.Names) != 2 || r.Names[0].Name != "www.example.com" || strings.Join(r.Names[0].Addresses, " ") != "192.0.2.1 192.0.2.2" || strings.Join(r.Names[0].For, " ") != "10.0.0.7 10.0.0.9" ||
+		len(r.Names[1].Addresses) > 0 || r.Names[1].Stripped != "private-use (RFC 1918)" {
+		t.Errorf("looked up: %+v", r.Names)
 	}
 	if len(r.Reasons) != 2 || r.Reasons[0] != (share{"stripped", 40, 100}) || r.Reasons[1] != (share{"never_resolved", 2, 5}) {
 		t.Errorf("reasons: %+v", r.Reasons)
 	}
-	if n, m := len(r.Names.Drawn()), len(r.Refused.Drawn()); n != 3 || m != 1 { // one flow is too old for the chart
+	if n, m := len(r.Opened.Drawn()), len(r.Refused.Drawn()); n != 2 || m != 1 { // one answer opened nothing, one flow is too old for the chart
 		t.Errorf("%d and %d bars", n, m)
 	}
 	file := filepath.Join(t.TempDir(), "report.html")
@@ -103,12 +104,12 @@ func TestReportInABrowser(t *testing.T) {
 		part, _, _ := strings.Cut(from, "</table>")
 		return strings.Count(part, "<tr>")
 	}
-	for table, want := range map[string]int{"hooks": 3, "reached": 3, "reasons": 2, "denied": 3} {
+	for table, want := range map[string]int{"hooks": 3, "names": 3, "reasons": 2, "denied": 3} {
 		if got := rows(table); got != want {
 			t.Errorf("table %s has %d rows, want %d", table, got, want)
 		}
 	}
-	if !strings.Contains(page, "<title>What this machine's DNS let it reach</title>") || strings.Count(page, "<rect ") != 4 || strings.Contains(page, "<script>") {
+	if !strings.Contains(page, "<title>What this machine's DNS let it reach</title>") || strings.Count(page, "<rect ") != 3 || strings.Contains(page, "<script>") {
 		t.Errorf("the page is:\n%s", page)
 	}
 	if strings.Contains(errs.String(), "Refused to") || strings.Contains(errs.String(), "192.0.2.1") {

@@ -189,6 +189,27 @@ func TestTrial(t *testing.T) {
 	if out := w.ctl(path, exitOK, "status"); strings.Count(out, "AUDIT") != 2 {
 		t.Errorf("status in audit:\n%s", out)
 	}
+	// counted waits until metrics say what is in audit, and that there was such a packet.
+	counted := func(became string, output, forward float64) {
+		t.Helper()
+		for hook, audited := range map[string]float64{"output": output, "forward": forward} {
+			const variable = "coredns_ipdestinationguard_"
+			if got := w.metric(variable + "audit{chain=\"" + hook + "\"}"); got != audited {
+				t.Errorf("audit of %s is %v, want %v", hook, got, audited)
+			}
+			labels := "{became=\"" + became + "\",chain=\"" + hook + "\""
+			w.eventually(became+" packets are counted, "+hook, func() bool {
+				all, told := w.metric(variable+"denied_all_packets_total"+labels), w.metric(variable+"denied_packets_total"+labels)
+				return 0 < told && told <= all
+			})
+		}
+	}
+	counted("audit", 1, 1)
+	for _, hook := range []string{"output", "forward"} {
+		if n := w.metric("coredns_ipdestinationguard_denied_all_packets_total{became=\"refused\",chain=\"" + hook + "\""); n != 0 {
+			t.Errorf("%v packets are counted as refused in audit, %s", n, hook)
+		}
+	}
 
 	w.ctl(path, exitOK, "trial", "2s")
 	shut()
@@ -199,6 +220,7 @@ func TestTrial(t *testing.T) {
 
 	w.ctl(path, exitOK, "trial", "1h")
 	shut()
+	counted("refused", 0, 0)
 	w.ctl(path, exitOK, "confirm")
 	shut()
 	if got := w.states(path); got != "output enforced, forward enforced" {
@@ -213,6 +235,7 @@ func TestTrial(t *testing.T) {
 	w.ctl(path, exitOK, "audit", "gateway")
 	w.wantRefused(w.guard, "tcp", self.addr4(1))
 	w.wantOpen(w.client, "tcp", behind.addr4(1))
+	counted("refused", 0, 1)
 	w.ctl(path, exitOK, "audit")
 	open()
 

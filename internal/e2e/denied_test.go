@@ -3,6 +3,8 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -43,6 +45,7 @@ func TestReasons(t *testing.T) {
 	c := w.start(corefile(guardBlock("nft-both", option, "scope application", "ttl 1s 60s", "margin 1s", "upstream 198.18.9.9:53")) +
 		withExamples("ports.test {\nipdestinationguard {\nports tcp/443\n}\nforward . "+resolver4+"\n}\n") +
 		withExamples("users.test {\nipdestinationguard {\nusers 1000\n}\nforward . "+resolver4+"\n}\n"))
+	before := w.series()
 	unit := w.cgroup("denied.service")
 	program := w.program(netlab.As{Cgroup: unit})
 	const called = "exe" // as a test program is run
@@ -125,7 +128,12 @@ func TestReasons(t *testing.T) {
 					t.Fatalf("got  %+v\nwant %+v", got, want)
 				}
 			}
+			variable := fmt.Sprintf(`coredns_ipdestinationguard_denied_packets_total{became="refused",chain=%q,reason=%q}`, tt.hook, want.Reason)
+			w.eventually(variable+" counts it", func() bool { return w.metric(variable) >= 1 })
 		})
+	}
+	if after := w.series(); !slices.Equal(before, after) { // what begins with an event begins at 1: alerts do not see that
+		t.Errorf("variables at the start: %q\nand now: %q", before, after)
 	}
 	for _, line := range []string{
 		"Denied: chain=output user=root unit=" + unit.Path() + " program=" + called + " protocol=udp address=198.18.9.1 port=7 packets=1 ",
@@ -135,6 +143,68 @@ func TestReasons(t *testing.T) {
 			t.Errorf("not in the log: %s", line)
 		}
 	}
+}
+
+// What is denied is shown by the NFLOG group that the Corefile names, or by none, and a
+// reload moves it; without lines in the log it is listed and counted all the same.
+func TestDeniedIsToldAsTheCorefileSays(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	path, option := w.socket()
+	unit := w.cgroup("told.service")
+	program := w.program(netlab.As{Cgroup: unit})
+	with := func(options ...string) string {
+		return corefile(guardBlock("nft-local", append(options, option, "scope application")...))
+	}
+	// groups are those that somebody listens to.
+	groups := func() (all []string) {
+		w.must(w.guard.Do(func() error {
+			text, err := os.ReadFile("/proc/thread-self/net/netfilter/nfnetlink_log")
+			for line := range strings.Lines(string(text)) {
+				all = append(all, strings.Fields(line)[0])
+			}
+			return err
+		}))
+		return all
+	}
+	listens := func(want ...string) {
+		t.Helper()
+		w.eventually(fmt.Sprint("groups ", want, " are listened to, and no others"), func() bool { return slices.Equal(groups(), want) })
+	}
+	port := uint16(7)
+	// deny has a packet denied, and reports the unit: it is known of what was shown only.
+	deny := func(shown bool) {
+		t.Helper()
+		port++
+		conn, err := program.Dial(context.Background(), "udp", fmt.Sprintf("198.18.9.1:%d", port))
+		w.must(err)
+		defer conn.Close()
+		_, _ = conn.Write([]byte("x"))
+		var d admin.Denied
+		if shown {
+			w.eventually("it is shown", func() bool { d = w.denied(path, "198.18.9.1", port, "output"); return d.Unit == unit.Path() })
+		} else if d = w.denied(path, "198.18.9.1", port, "output"); d.Unit != "" {
+			t.Errorf("without a group, its unit is known: %+v", d)
+		}
+	}
+	c := w.start(with("nflog_group 7", "denied_log off"))
+	deny(true)
+	w.eventually("it is counted", func() bool {
+		return w.metric(`coredns_ipdestinationguard_denied_packets_total{became="refused",chain="output",reason="never_resolved"}`) == 1
+	})
+	listens("7")
+	if strings.Contains(c.Output(), "Denied") {
+		t.Error("it is logged with denied_log off")
+	}
+	w.mustReload(c, with("nflog_group off"))
+	deny(false)
+	listens()
+	w.mustReload(c, with())
+	deny(true)
+	listens("5300")
+	w.eventually("it is logged", func() bool {
+		return strings.Contains(c.Output(), fmt.Sprintf(" protocol=udp address=198.18.9.1 port=%d ", port))
+	})
 }
 
 // A flow is told of at once to who follows, in a line; in audit it is said to have passed.

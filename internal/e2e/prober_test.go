@@ -596,17 +596,34 @@ func (w *world) ready() bool {
 	return err == nil && status == http.StatusOK
 }
 
-// metric is the sum of CoreDNS's variables with a name, or a name and the
-// beginning of labels.
-func (w *world) metric(name string) (sum float64) {
+// scrape is what Prometheus reads.
+func (w *world) scrape() (text string) {
 	w.Helper()
-	var text string
 	w.eventually("metrics are served", func() bool {
 		status, body, err := w.get("http://127.0.0.1:9153/metrics")
 		text = body
 		return err == nil && status == http.StatusOK
 	})
-	for line := range strings.Lines(text) {
+	return text
+}
+
+// series are the guard's variables, with their labels.
+func (w *world) series() (all []string) {
+	w.Helper()
+	for line := range strings.Lines(w.scrape()) {
+		if strings.HasPrefix(line, "coredns_ipdestinationguard_") {
+			all = append(all, line[:strings.LastIndex(line, " ")])
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// metric is the sum of CoreDNS's variables with a name, or a name and the
+// beginning of labels.
+func (w *world) metric(name string) (sum float64) {
+	w.Helper()
+	for line := range strings.Lines(w.scrape()) {
 		rest, ok := strings.CutPrefix(line, name)
 		if !ok || rest[0] != ' ' && rest[0] != '{' && !strings.Contains(name, "{") {
 			continue
