@@ -168,7 +168,10 @@ func (w *world) draw(page string, queries []string, name string) {
 		picture := filepath.Join(dir, name)
 		c := w.guard.Command(browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--user-data-dir="+filepath.Join(dir, "profile"),
 			fmt.Sprint("--window-size=1200,", 100+800*len(queries)), "--virtual-time-budget=20000", "--screenshot="+picture, "--dump-dom", page+"?"+parameters.Encode())
-		w.must(c.Run())
+		if err := c.Run(); err != nil {
+			missing = []string{err.Error()}
+			continue
+		}
 		graphs := strings.Split(c.Output(), `class="graph_wrapper"`)[1:]
 		missing = nil
 		for i, q := range queries {
