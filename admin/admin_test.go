@@ -137,21 +137,41 @@ func TestCalls(t *testing.T) {
 	}
 }
 
+// Who follows may do so for longer than anything else may take, at either end.
 func TestFollow(t *testing.T) {
 	defer func(before time.Duration) { patience = before }(patience)
 	patience = 50 * time.Millisecond
 	p, s, c := serve(t)
+	c.within = patience
 	got := make(chan Denied)
-	ended := make(chan error)
-	go func() {
+	ended := make(chan error, 1)
+	follow := func() {
 		ended <- c.Follow(context.Background(), func(d Denied) error { got <- d; return nil })
-	}()
+	}
+	go follow()
+	began := false
 	for _, want := range []Denied{{Text: "one"}, {Text: "two", Packets: 1 << 60}} {
-		time.Sleep(4 * patience) // who follows may do so for long
-		p.flows <- want
-		if d := <-got; d != want {
-			t.Errorf("%+v, want %+v", d, want)
+		for sent := false; !sent; {
+			select {
+			case p.flows <- want:
+				sent = true
+			case err := <-ended:
+				if began {
+					t.Fatalf("it has ended: %v", err)
+				}
+				go follow() // this machine was too slow to ask in time
+			}
 		}
+		began = true
+		select {
+		case d := <-got:
+			if d != want {
+				t.Errorf("%+v, want %+v", d, want)
+			}
+		case err := <-ended:
+			t.Fatalf("it has ended: %v", err)
+		}
+		time.Sleep(4 * patience)
 	}
 	if err := s.Close(); err != nil {
 		t.Error(err)
@@ -162,6 +182,48 @@ func TestFollow(t *testing.T) {
 	}
 	if _, err := c.Status(t.Context()); !errors.As(err, &gone) {
 		t.Errorf("after the server has ended: %v", err)
+	}
+}
+
+// Who listens and does not answer, as a process that is stopped or stuck, is not there.
+func TestSilence(t *testing.T) {
+	for name, begin := range map[string]string{"nothing": "", "half an answer": "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "s")
+			l, err := net.Listen("unix", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			go func() {
+				for {
+					conn, err := l.Accept()
+					if err != nil {
+						return
+					}
+					defer conn.Close()
+					_, _ = conn.Write([]byte(begin))
+				}
+			}()
+			c := NewClient(path)
+			defer c.Close()
+			c.within = time.Millisecond
+			_, asked := c.Status(t.Context())
+			_, revoked := c.Revoke(t.Context(), RevokeRequest{All: true})
+			_, disarmed := c.Disarm(t.Context())
+			for what, err := range map[string]error{"status": asked, "revoke": revoked, "disarm": disarmed} {
+				var silent *UnreachableError
+				if !errors.As(err, &silent) || !strings.Contains(err.Error(), path+": who listens there has not answered") {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+			ctx, cancel := context.WithCancelCause(t.Context())
+			why := errors.New("interrupted")
+			cancel(why)
+			if _, err := c.Status(ctx); !errors.Is(err, why) {
+				t.Errorf("interrupted: %v", err)
+			}
+		})
 	}
 }
 

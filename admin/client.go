@@ -17,15 +17,23 @@ import (
 
 // Client asks a [Server].
 type Client struct {
-	path string
-	http http.Client
+	path   string
+	http   http.Client
+	within time.Duration
 }
+
+// A call is answered within so long, or nobody is there: a process that is stopped or stuck
+// still listens. To revoke may take that many times as long, as it visits all there is.
+const (
+	answersWithin = 10 * time.Second
+	revokeTimes   = 30
+)
 
 var _ Guard = (*Client)(nil)
 
 // NewClient makes one for the socket at path. It connects when it is asked.
 func NewClient(path string) *Client {
-	c := &Client{path: path}
+	c := &Client{path: path, within: answersWithin}
 	c.http.Transport = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", path)
@@ -38,7 +46,8 @@ func NewClient(path string) *Client {
 // Close ends connections that wait to be used again.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// UnreachableError is that nobody listens at the socket, or that one may not connect.
+// UnreachableError is that nobody listens at the socket, or answers there, or that one may
+// not connect.
 type UnreachableError struct {
 	Path string
 	Err  error
@@ -50,12 +59,22 @@ func (e *UnreachableError) Unwrap() error { return e.Err }
 
 // call makes one request, and reads the answer into result.
 func (c *Client) call(ctx context.Context, method, path string, query url.Values, body, result any) error {
+	within := c.within
+	if path == "/revoke" {
+		within *= revokeTimes
+	}
+	silent := &UnreachableError{c.path, fmt.Errorf("who listens there has not answered for %v", within)}
+	ctx, stop := context.WithTimeoutCause(ctx, within, silent)
+	defer stop()
 	response, err := c.send(ctx, method, path, query, body)
 	if err != nil {
 		return err
 	}
 	defer response.Body.Close()
 	if err := json.NewDecoder(response.Body).Decode(result); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		return fmt.Errorf("%s: the answer cannot be read: %w", c.path, err)
 	}
 	return nil

@@ -4,10 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -286,6 +289,45 @@ func TestDisarm(t *testing.T) {
 	w.lookup(w.client, gateway4, behind.addr4(3), 60)
 	w.ctl(path, exitConflict, "disarm")
 }
+
+// A CoreDNS that lives and does not answer: doctor says so, and disarm who has the table, and how to
+// end that.
+func TestStuck(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	kernels[0].prepare(w)
+	path, option := w.socket()
+	c := w.start(corefile(guardBlock("nft-both", option)))
+	w.must(c.Signal(syscall.SIGSTOP))
+	const silent = "who listens there has not answered for 10s"
+	if out := w.ctl(path, exitNo, "doctor"); !strings.Contains(out, "failure  guard: no guard answers: "+path+": "+silent) {
+		t.Errorf("doctor:\n%s", out)
+	}
+	out := w.ctl(path, exitFailed, "disarm")
+	for _, want := range []string{"table inet ipdestinationguard cannot be removed: a CoreDNS that does not answer owns it", silent} {
+		if !strings.Contains(out, want) {
+			t.Errorf("disarm does not say %q:\n%s", want, out)
+		}
+	}
+	found := killing.FindStringSubmatch(out)
+	if found == nil {
+		t.Fatalf("disarm does not say which process it is:\n%s", out)
+	}
+	pid, err := strconv.Atoi(found[1])
+	w.must(err)
+	if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err != nil || string(name) != "coredns\n" {
+		t.Fatalf("process %d is %q, %v", pid, name, err)
+	}
+	w.wantRefused(w.guard, "tcp", w.self().addr4(1))
+	w.must(syscall.Kill(pid, syscall.SIGKILL))
+	_ = w.exits(c)
+	if out := w.ctl(path, exitOK, "disarm"); !strings.Contains(out, "is gone") {
+		t.Error(out)
+	}
+	w.wantOpen(w.guard, "tcp", w.self().addr4(1))
+}
+
+var killing = regexp.MustCompile(`kill -KILL ([0-9]+), `)
 
 // A name, an address or a client can be revoked; live connections go on unless they are
 // cut.
