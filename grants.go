@@ -3,6 +3,7 @@ package ipdestinationguard
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -147,6 +148,11 @@ func (a *administration) Revoke(ctx context.Context, r admin.RevokeRequest) (n a
 		return n, fmt.Errorf("%w: what enforces here revokes nothing", admin.ErrUnsupported)
 	}
 	s := a.guard.selected(r.GrantsQuery)
+	if r.Cut { // before anything ends
+		if err := a.cuts(s); err != nil {
+			return n, err
+		}
+	}
 	n.Grants, err = revoker.Revoke(ctx, func(g backend.Grant) bool { return s.has(g.Key()) })
 	grantsRevoked.Add(float64(n.Grants))
 	if err == nil && r.Cut {
@@ -156,16 +162,25 @@ func (a *administration) Revoke(ctx context.Context, r admin.RevokeRequest) (n a
 	return n, err
 }
 
+// cuts returns why cut would end nothing.
+func (a *administration) cuts(s *selection) error {
+	cutter, ok := a.guard.backend.(backend.Cutter)
+	if !ok {
+		return fmt.Errorf("%w: what enforces here cuts no connections", admin.ErrUnsupported)
+	}
+	if s.Client != "" && !s.client.IsValid() {
+		return fmt.Errorf("%w: connections are known by addresses: name the client by one", admin.ErrInvalid)
+	}
+	err := cutter.Cuts()
+	if errors.Is(err, backend.ErrYoung) {
+		return fmt.Errorf("%w: %v (nothing has ended)", admin.ErrConflict, err)
+	}
+	return err
+}
+
 // cut ends live connections to addresses that are meant, of clients that are. It is by
 // addresses: what the machine's own programs are is not known of connections.
 func (a *administration) cut(ctx context.Context, s *selection) (int, error) {
-	cutter, ok := a.guard.backend.(backend.Cutter)
-	if !ok {
-		return 0, fmt.Errorf("%w: what enforces here cuts no connections", admin.ErrUnsupported)
-	}
-	if s.Client != "" && !s.client.IsValid() {
-		return 0, fmt.Errorf("%w: connections are known by addresses: name the client by one (the grants have ended)", admin.ErrInvalid)
-	}
 	var of map[netip.Addr]bool
 	if s.name != nil {
 		of = make(map[netip.Addr]bool)
@@ -174,7 +189,7 @@ func (a *administration) cut(ctx context.Context, s *selection) (int, error) {
 		}
 	}
 	k := a.guard.knowledge()
-	return cutter.Cut(ctx, func(c backend.Connection) bool {
+	return a.guard.backend.(backend.Cutter).Cut(ctx, func(c backend.Connection) bool {
 		to, from := c.To.Addr(), c.From.Addr()
 		local := a.guard.own != nil && a.guard.own(from)
 		open := contains(k.Rules.Allowed, to) || contains(k.Rules.AllowedLocal, to) && local || contains(k.Rules.AllowedGateway, to) && !local

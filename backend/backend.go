@@ -252,6 +252,9 @@ var (
 	// ErrNoAudit means that there is nothing to try out.
 	ErrNoAudit = errors.New("nothing is in audit: all is enforced already")
 
+	// ErrYoung means that what would be cut is taken for a connection older than the guard.
+	ErrYoung = errors.New("until 30 s after the guard has made its table, TCP connections that it has not seen begin go on, and so would those that are cut: try again then")
+
 	// ErrLate means that Grant has waited as long as it may.
 	ErrLate = errors.New("the firewall has not confirmed the address in time")
 

@@ -17,6 +17,9 @@ type Revoker interface {
 
 // A Cutter is a backend that can end live connections.
 type Cutter interface {
+	// Cuts returns nil if Cut would end connections now, or [ErrYoung].
+	Cuts() error
+
 	// Cut visits the connections that this machine sends and forwards, and ends those that
 	// which says so of, and returns how many that were: what comes of them after that is
 	// judged as the beginning of a new one.

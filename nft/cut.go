@@ -2,25 +2,29 @@ package nft
 
 import (
 	"context"
-	"errors"
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
 var _ backend.Cutter = (*Backend)(nil)
 
-// errArming means that what is cut is taken for a connection older than the guard.
-var errArming = errors.New("the guard is too young: until 30 s after it has made its table, TCP connections that it has not seen begin go on, and so do those that are cut: try again then")
+// Cuts implements [backend.Cutter].
+func (b *Backend) Cuts() error {
+	var table string
+	if err := b.do(func(w *writer) error { table = w.rules.Table; return nil }); err != nil {
+		return err
+	}
+	if arming(table) {
+		return backend.ErrYoung
+	}
+	return nil
+}
 
 // Cut implements [backend.Cutter]. Connection tracking forgets what is cut; for the rules,
 // its next packet begins a connection, or is in the middle of none.
 func (b *Backend) Cut(ctx context.Context, which func(backend.Connection) bool) (n int, err error) {
-	var table string
-	if err := b.do(func(w *writer) error { table = w.rules.Table; return nil }); err != nil {
+	if err := b.Cuts(); err != nil {
 		return 0, err
-	}
-	if arming(table) {
-		return 0, errArming
 	}
 	err = eachTracked(ctx, nil, func(t *tracked) bool {
 		if !which(t.original) {

@@ -38,6 +38,8 @@ type Backend struct {
 	mapped      map[netip.Addr]backend.Mapping
 	connections []connection
 	epoch       atomic.Uint64
+	live        []backend.Connection
+	young       bool
 	left        []backend.Origin // in what was taken over
 }
 
