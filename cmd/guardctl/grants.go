@@ -75,28 +75,32 @@ func (g *guardctl) revokeCommand() *cobra.Command {
 	var cut bool
 	var name, address, client string
 	cmd := &cobra.Command{
-		Use:   "revoke [NAME | ADDRESS | NETWORK]",
+		Use:   "revoke [NAME | ADDRESS | NETWORK | CLIENT]",
 		Short: "End grants now, of a name, an address or a client",
-		Long: `End grants before their time: those that an answer for a name has opened, those for an address or
-in a network, or those of a client (--client). Several conditions must all hold. New connections are
-refused at once; live ones go on, unless --cut is given. It is no ban: the next answer opens anew.`,
+		Long: `End grants before their time: those that an answer for a name has opened, those in a network, those
+for an address and those of the client that has it, or those of a client that has none (--client).
+Several conditions must all hold. New connections are refused at once; live ones go on, unless --cut
+is given. It is no ban: the next answer opens anew.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: works(func(cmd *cobra.Command, args []string) (err error) {
 			if len(args) == 0 && name+address+client == "" {
 				return fmt.Errorf("%w: write a name, an address, a network or --client CLIENT; guardctl flush ends all grants", admin.ErrInvalid)
 			}
-			if len(args) == 1 {
-				if _, err := admin.ParsePrefix(args[0]); err == nil {
-					address = args[0]
-				} else if name, err = isName(args[0]); err != nil {
-					return err
-				}
-			}
 			q, err := grantsQuery(name, address, client)
 			if err != nil {
 				return err
 			}
-			return g.revoke(cmd, admin.RevokeRequest{GrantsQuery: q, Cut: cut})
+			all := []admin.GrantsQuery{q}
+			if len(args) == 1 {
+				if all, err = meant(args[0], q); err != nil {
+					return err
+				}
+			}
+			var requests []admin.RevokeRequest
+			for _, q := range all {
+				requests = append(requests, admin.RevokeRequest{GrantsQuery: q, Cut: cut})
+			}
+			return g.revoke(cmd, requests...)
 		}),
 	}
 	cmd.Flags().BoolVar(&cut, "cut", false, "end live connections there as well")
@@ -121,15 +125,46 @@ func (g *guardctl) flushCommand() *cobra.Command {
 	return cmd
 }
 
-func (g *guardctl) revoke(cmd *cobra.Command, r admin.RevokeRequest) error {
-	n, err := g.ask().Revoke(cmd.Context(), r)
-	if err != nil {
-		return err
+// meant are the grants that a word means, if they meet the query too: of a name, or in a
+// network, or to an address and of the client there, but for what the query says itself.
+func meant(word string, q admin.GrantsQuery) (all []admin.GrantsQuery, err error) {
+	named, to, of := q, q, q
+	if to.Address, err = admin.ParsePrefix(word); err != nil {
+		if named.Name, err = isName(word); err == nil && q.Name != "" {
+			err = fmt.Errorf("%w: %s and --name %s are two names", admin.ErrInvalid, word, q.Name)
+		}
+		return []admin.GrantsQuery{named}, err
 	}
-	return g.show(n, func(w io.Writer) {
-		fmt.Fprintf(w, "%s ended", why.Number(n.Grants, "grant"))
-		if r.Cut {
-			fmt.Fprintf(w, ", %s cut", why.Number(n.Connections, "connection"))
+	if !q.Address.IsValid() {
+		all = append(all, to)
+	}
+	if to.Address.IsSingleIP() && q.Client == "" {
+		of.Client = to.Address.Addr().String()
+		all = append(all, of)
+	}
+	if len(all) == 0 {
+		err = fmt.Errorf("%w: --address and --client have been given, so %s is neither", admin.ErrInvalid, word)
+	}
+	return all, err
+}
+
+func (g *guardctl) revoke(cmd *cobra.Command, requests ...admin.RevokeRequest) error {
+	var sum admin.Revoked
+	for _, r := range requests {
+		n, err := g.ask().Revoke(cmd.Context(), r)
+		if err != nil {
+			return err
+		}
+		sum.Grants += n.Grants
+		sum.Connections += n.Connections
+	}
+	return g.show(sum, func(w io.Writer) {
+		fmt.Fprintf(w, "%s ended", why.Number(sum.Grants, "grant"))
+		if requests[0].Cut {
+			fmt.Fprintf(w, ", %s cut", why.Number(sum.Connections, "connection"))
+		}
+		if sum.Grants == 0 {
+			fmt.Fprint(w, ": none is like that, see guardctl grants")
 		}
 		fmt.Fprintln(w)
 	})

@@ -354,7 +354,7 @@ func TestRevoke(t *testing.T) {
 		t.Error("a connection that was cut goes on")
 	}
 	w.wantOpen(w.client, "tcp", behind.addr4(2))
-	w.ctl(path, exitOK, "revoke", "--client", "192.168.50.2")
+	w.ctl(path, exitOK, "revoke", "192.168.50.2")
 	w.wantRefused(w.client, "tcp", behind.addr4(2))
 	w.wantRefused(w.client, "tcp", behind.addr4(3))
 	w.wantOpen(w.guard, "tcp", self.addr4(2))
