@@ -22,7 +22,7 @@ const (
 	exitOK          = 0
 	exitFailed      = 1 // it did not work
 	exitUsage       = 2 // it was not asked properly
-	exitNo          = 3 // explain: it would be refused; doctor: something is wrong
+	exitNo          = 3 // explain: it would be refused; doctor: a failure
 	exitUnreachable = 4 // no guard answers at the socket
 	exitForbidden   = 5 // one may not use it
 	exitConflict    = 6 // the guard is in no state for that: no trial to confirm, say
@@ -161,7 +161,7 @@ socket: what is open, to whom, and why; what was denied, and why; and it can end
 between audit and enforcement, try enforcement out, and remove the rules.
 
 Exit codes: 0 done; 1 it did not work; 2 it was not asked properly; 3 explain: packets would be
-refused, or doctor: something is wrong; 4 no guard answers; 5 one may not ask; 6 the guard is in
+refused, or doctor: there is a failure; 4 no guard answers; 5 one may not ask; 6 the guard is in
 no state for that.`,
 		Version:           version,
 		SilenceUsage:      true,
@@ -174,7 +174,7 @@ no state for that.`,
 		},
 	}
 	root.PersistentFlags().StringVar(&g.socket, "socket", admin.DefaultPath, "the guard's admin socket")
-	root.PersistentFlags().BoolVar(&g.json, "json", false, "write JSON, as docs/admin-api.md describes it")
+	root.PersistentFlags().BoolVar(&g.json, "json", false, "write JSON")
 	root.AddCommand(
 		g.statusCommand(), g.grantsCommand(), g.explainCommand(), g.deniedCommand(),
 		g.revokeCommand(), g.flushCommand(),

@@ -41,8 +41,9 @@ func (g *guardctl) switchCommand(name, short, long string, audit bool) *cobra.Co
 }
 
 func (g *guardctl) auditCommand() *cobra.Command {
-	return g.switchCommand("audit", "Refuse nothing, and count what would have been refused", `Let pass what no grant covers, and count and report it as it would have been: of what this machine
-sends (local), of what it forwards (gateway), or of both. It outlives reloads of the Corefile, and lasts until guardctl enforce, or until CoreDNS is restarted.`, true)
+	return g.switchCommand("audit", "Let pass what no grant covers, and count it", `Let pass what no grant covers, and count and report it as if it were refused: of what this machine
+sends (local), of what it forwards (gateway), or of both. Mapped addresses that nobody has, or that
+lead nowhere, are refused all the same. It outlives reloads of the Corefile, and lasts until guardctl enforce, or until CoreDNS is restarted.`, true)
 }
 
 func (g *guardctl) enforceCommand() *cobra.Command {
