@@ -177,7 +177,7 @@ func (g *guard) auditedLocked() string {
 	local, gateway := g.rules.Local && g.rules.AuditLocal, g.rules.Gateway && g.rules.AuditGateway
 	switch {
 	case local && gateway, g.auditsLocked() && !(g.rules.Local && g.rules.Gateway):
-		return "AUDIT: nothing is refused, what would have been is counted"
+		return "AUDIT: what no grant covers passes, and is counted"
 	case local:
 		return "AUDIT of what this machine sends: it is not refused; what it forwards is"
 	case gateway:

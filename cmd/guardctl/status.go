@@ -79,7 +79,7 @@ func stateWords(now time.Time, h admin.Hook) string {
 	case admin.Enforced:
 		return "what no grant covers is refused" + by
 	case admin.Audited:
-		return "AUDIT: nothing is refused, only counted" + by
+		return "AUDIT: what no grant covers passes, and is counted" + by
 	case admin.Tried:
 		return fmt.Sprintf("TRIAL: refused for %s more, then audit again unless guardctl confirm comes", left(now, *h.Until)) + by
 	}

@@ -217,7 +217,7 @@ func TestTrial(t *testing.T) {
 	w.ctl(path, exitOK, "trial", "2s")
 	shut()
 	w.eventually("the trial has ended", func() bool { return w.states(path) == "output audit, forward audit" })
-	const ended = "The trial has ended, and nobody has confirmed it: AUDIT: nothing is refused"
+	const ended = "The trial has ended, and nobody has confirmed it: AUDIT: what no grant covers passes"
 	w.eventually("its end is logged", func() bool { return strings.Contains(c.Output(), ended) })
 	open()
 
@@ -239,6 +239,11 @@ func TestTrial(t *testing.T) {
 	w.wantRefused(w.guard, "tcp", self.addr4(1))
 	w.wantOpen(w.client, "tcp", behind.addr4(1))
 	counted("refused", 0, 1)
+	w.ctl(path, exitOK, "audit")
+	open()
+	w.ctl(path, exitOK, "enforce", "local")
+	w.wantRefused(w.guard, "tcp", self.addr4(1))
+	w.wantOpen(w.client, "tcp", behind.addr4(1))
 	w.ctl(path, exitOK, "audit")
 	open()
 
@@ -268,6 +273,10 @@ func TestDisarm(t *testing.T) {
 	w.wantRefused(w.guard, "tcp", self.addr4(1))
 	if out, code := w.guardctl(netlab.As{User: w.user(1000)}, path, "disarm"); code == exitOK {
 		t.Errorf("disarmed by a stranger: %s", out)
+	}
+	w.wantRefused(w.guard, "tcp", self.addr4(1))
+	if out := w.ctl(path, exitOK, "disarm", "--table", "another"); !strings.Contains(out, "no table inet another: nothing was guarded") {
+		t.Error(out)
 	}
 	w.wantRefused(w.guard, "tcp", self.addr4(1))
 	if out := w.ctl(path, exitOK, "disarm"); !strings.Contains(out, "is gone") {
