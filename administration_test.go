@@ -14,7 +14,10 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 )
 
-func init() { defaultSettings.operation.admin = "" } // tests are no service of this machine
+// byDefault is what a Corefile gets that says nothing. Tests are no service of this machine.
+var byDefault = defaultSettings.operation
+
+func init() { defaultSettings.operation.admin = "" }
 
 func (r *rig) administration() *administration { return &administration{guard: r.guard} }
 

@@ -8,12 +8,15 @@ import (
 )
 
 func TestParseOperation(t *testing.T) {
+	if want := (operation{admin: "/run/ipdestinationguard/admin.sock", group: 5300}); byDefault != want {
+		t.Errorf("without a word %+v, want %+v", byDefault, want)
+	}
 	for _, tt := range []struct {
 		name, options string
 		want          operation
 		fails         string // how the error goes on after the place
 	}{
-		{name: "defaults", want: defaultSettings.operation},
+		{name: "defaults", want: operation{group: 5300}},
 		{name: "audit", options: "audit", want: operation{audit: audit{true, true}, group: defaultGroup}},
 		{name: "audit local", options: "audit local", want: operation{audit: audit{true, false}, group: defaultGroup}},
 		{name: "audit gateway", options: "audit gateway", want: operation{audit: audit{false, true}, group: defaultGroup}},

@@ -12,15 +12,17 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
 
 // parrot is a guard that answers with what it was asked.
 type parrot struct {
-	asked any
-	err   error
-	flows chan Denied
+	asked     any
+	err       error
+	flows     chan Denied
+	following atomic.Int32
 }
 
 func (p *parrot) hear(q any) error { p.asked = q; return p.err }
@@ -58,6 +60,8 @@ func (p *parrot) Trial(_ context.Context, r TrialRequest) (Status, error) {
 func (p *parrot) Confirm(context.Context) (Status, error) { return Status{}, p.hear("confirm") }
 func (p *parrot) Disarm(context.Context) (Status, error)  { return Status{}, p.hear("disarm") }
 func (p *parrot) Follow(ctx context.Context, each func(Denied) error) error {
+	p.following.Add(1)
+	defer p.following.Add(-1)
 	for {
 		select {
 		case d := <-p.flows:
@@ -202,6 +206,7 @@ func TestSilence(t *testing.T) {
 						return
 					}
 					defer conn.Close()
+					_, _ = conn.Read(make([]byte, 1<<12))
 					_, _ = conn.Write([]byte(begin))
 				}
 			}()
