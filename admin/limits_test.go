@@ -39,7 +39,9 @@ func TestFollowersAreBounded(t *testing.T) {
 		go func() { _ = c.Follow(who, func(Denied) error { return nil }) }()
 	}
 	eventually(t, "16 follow", func() bool { return p.following.Load() == 16 })
-	if err := c.Follow(t.Context(), nil); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "16 follow already") {
+	late, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	if err := c.Follow(late, func(Denied) error { return nil }); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "16 follow already") {
 		t.Errorf("a 17th: %v", err)
 	}
 	if _, err := c.Status(t.Context()); err != nil {
@@ -83,7 +85,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}
 	next := ask()
 	if answered(next, 200*time.Millisecond) {
-		t.Error("a 65th is answered")
+		t.Fatal("a 65th is answered")
 	}
 	open[0].Close()
 	if !answered(next, time.Minute) {

@@ -78,7 +78,9 @@ func (w *world) asks(socket string) *admin.Client {
 // states are those of the hooks.
 func (w *world) states(socket string) string {
 	w.Helper()
-	s, err := w.asks(socket).Status(context.Background())
+	c := admin.NewClient(socket)
+	defer c.Close() // there are 64 places, and who waits asks often
+	s, err := c.Status(context.Background())
 	w.must(err)
 	var all []string
 	for _, h := range s.Hooks {
