@@ -59,6 +59,9 @@ func (g *told) Denied(_ context.Context, q admin.DeniedQuery) (admin.DeniedList,
 func (g *told) Directives(context.Context) (admin.Directives, error) {
 	return admin.Directives{Directives: []admin.Directive{}}, nil
 }
+func (g *told) Blocks(context.Context) (admin.Blocks, error) {
+	return admin.Blocks{Blocks: []admin.Block{}}, nil
+}
 func (g *told) Follow(ctx context.Context, each func(admin.Denied) error) error {
 	for range 2 {
 		if err := each(refused); err != nil {
@@ -216,10 +219,10 @@ func TestWords(t *testing.T) {
 		{[]string{"revoke", "10.0.0.9", "--cut"}, []string{"4 grants ended, 2 connections cut"}},
 		{[]string{"explain", "192.0.2.7"}, []string{"this machine to tcp/443: PASSES IN AUDIT, would be refused: never resolved here"}},
 		{[]string{"status"}, []string{
-			"what this machine sends: what no grant covers is refused (switched by guardctl)",
+			"what this machine sends: what no grant covers is refused (by guardctl, until CoreDNS is restarted: the Corefile says otherwise)",
 			"what it forwards: TRIAL: refused for TIME more, then audit again unless guardctl confirm comes"}},
 		{[]string{"watch", "--times", "1"}, []string{
-			"output what no grant covers is refused (switched by guardctl); refused 0.0/s, audit 0.0/s",
+			"output what no grant covers is refused (by guardctl, until CoreDNS is restarted: the Corefile says otherwise); refused 0.0/s, audit 0.0/s",
 			"forward TRIAL: refused for TIME more, then audit again unless guardctl confirm comes; refused 0.0/s, audit 0.0/s"}},
 		{[]string{"learn"}, []string{"names a.test", "allowedGatewayIPs 192.0.2.7 # tcp/443, by 10.0.0.9 (lan0), 3 packets"}},
 	} {
