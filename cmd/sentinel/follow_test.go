@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
+	"net/netip"
 	"os"
 	"strings"
 	"syscall"
@@ -228,6 +230,34 @@ func TestRunEnds(t *testing.T) {
 	}
 	b.must(m.run(ctx))
 	b.want("", lease)
+}
+
+// Whose own nameservers do not answer hears what that can be, once.
+func TestOwnNameserversDoNotAnswer(t *testing.T) {
+	const unheard = "None of them answers"
+	for _, answers := range []bool{true, false} {
+		b := newBox(t)
+		b.save(resolv, lease)
+		m, p, now := b.begun(), progress{}, time.Now()
+		told := map[string]int{}
+		m.log = func(format string, _ ...any) { told[format[:20]]++ }
+		m.answers = func(servers []netip.Addr) bool { return answers && text(servers) == "10.0.0.1 10.0.0.2" }
+		b.must(m.undo()) // of nothing
+		b.must(m.step(&p, now))
+		b.save("dead", "")
+		for range 3 {
+			now = now.Add(forgive)
+			b.must(m.step(&p, now))
+		}
+		b.must(m.undo())
+		want := map[string]int{"The machine asks the": 1, "The machine has its ": 1}
+		if !answers {
+			want[unheard] = 1
+		}
+		if !maps.Equal(told, want) {
+			t.Errorf("own nameservers answer: %v; it tells %v, want %v", answers, told, want)
+		}
+	}
 }
 
 func TestStatus(t *testing.T) {

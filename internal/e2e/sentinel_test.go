@@ -243,8 +243,12 @@ func TestSentinelsOfAGuardedMachine(t *testing.T) {
 		return addr == "198.18.1.1"
 	})
 
-	if out, err := o.sentinel("down"); err != nil || o.resolvConf() != lease {
+	// The guard goes on: the machine's own nameservers are not open to it.
+	if out, err := o.sentinel("down"); err != nil || o.resolvConf() != lease || !strings.Contains(out, "guardctl disarm") {
 		t.Errorf("down: %v, %s; resolv.conf:\n%s", err, out, o.resolvConf())
+	}
+	if addr, _ := o.getent("www.example.test"); addr != "none" {
+		t.Errorf("after down beside a guard, getent says %s", addr)
 	}
 }
 
