@@ -31,6 +31,11 @@ func (b *box) want(nameservers, resolver string) {
 	if f, err := hostdns.Read(b.path(list)); err != nil && nameservers != "" || err == nil && text(f.Nameservers) != nameservers {
 		b.Errorf("for CoreDNS: %v, %v, want %s", f, err, nameservers)
 	}
+	for _, name := range []string{list, resolv} {
+		if info, err := os.Lstat(b.path(name)); err == nil && info.Mode().IsRegular() && info.Mode() != 0o644 {
+			b.Errorf("%s: %v, but everybody has to read it", name, info.Mode())
+		}
+	}
 	text, err := os.ReadFile(b.path(resolv))
 	b.must(err)
 	if got := strings.TrimPrefix(string(text), mark); got != resolver {

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -16,9 +17,16 @@ func TestSentinelsOfAGuardThatWasKilled(t *testing.T) {
 	o.etc("resolv.conf", lease)
 	run := o.command(sentinelBinary(t), "run")
 	o.must(run.Start())
+	// Others than root have to read the files of both: CoreDNS, as its unit has it, and whoever looks a name up.
+	rights := "+net_admin,+net_bind_service"
+	o.as = []string{"setpriv", fmt.Sprintf("--reuid=%d", o.user(53)), "--regid=53", "--clear-groups", "--inh-caps=" + rights, "--ambient-caps=" + rights}
 	c := o.runCoreDNSWhenItCan(guardedSentinels)
 	o.wantPointed(true)
 	o.wantAnswerBy(1, atOnce)
+	other := o.command("setpriv", fmt.Sprintf("--reuid=%d", o.user(1001)), "--regid=1001", "--clear-groups", "getent", "ahostsv4", "www.example.test")
+	if err := other.Run(); err != nil || !strings.HasPrefix(other.Output(), "198.18.1.1 ") {
+		t.Errorf("getent of another user: %v, %s", err, other.Output())
+	}
 	o.kill(c)
 	o.wantPointed(false)
 	o.eventually("run says that the guard refuses them", func() bool { return strings.Contains(run.Output(), "guardctl disarm") })
