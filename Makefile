@@ -26,24 +26,27 @@ share   = $(DESTDIR)$(PREFIX)/share/ipdestinationguard
 confdir = $(DESTDIR)/etc/coredns
 
 .PHONY: build
-build: ## ./coredns, static, with the plugins in their places, ./guardctl and ./ipdestinationguard-sentinel (default)
+build: commands ## ./coredns, static, with the plugins in their places, ./guardctl and ./ipdestinationguard-sentinel (default)
 	CGO_ENABLED=0 $(GO) build -trimpath -tags grpcnotrace -ldflags '$(LDFLAGS)' -o '$(BINARY)' ./cmd/coredns
+
+.PHONY: commands
+commands:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o '$(GUARDCTL)' ./cmd/guardctl
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o '$(dir $(BINARY))$(SENTINEL)' ./cmd/sentinel
 
 # It needs a C compiler and Debian's libunbound-dev, and libunbound8 where it runs.
 .PHONY: build-unbound
-build-unbound: ## the same, not static, with validation of DNSSEC by libunbound
+build-unbound: commands ## the same, coredns not static, with validation of DNSSEC by libunbound
 	CGO_ENABLED=1 $(GO) build -trimpath -tags 'grpcnotrace unbound' -ldflags '$(LDFLAGS)' -o '$(BINARY)' ./cmd/coredns
 
 .PHONY: test-unbound
-test-unbound: ## the tests of that
+test-unbound: ## the tests that take libunbound
 	CGO_ENABLED=1 $(GO) vet -tags unbound . ./validate
 	CGO_ENABLED=1 $(GO) test -race -tags unbound -timeout 5m $(TESTFLAGS) ./validate
 	CGO_ENABLED=1 $(GO) test -race -tags unbound -timeout 5m $(TESTFLAGS) -run 'TestSignedTree|Valid' .
 
 .PHONY: test
-test: ## every test, with the race detector where there is a C compiler
+test: ## every test but those that take libunbound, with the race detector where there is a C compiler
 ifeq ($(CC_FOUND),)
 	@echo 'make test: no C compiler found, so without the race detector'
 	CGO_ENABLED=0 $(GO) test -count=1 -timeout 20m $(TESTFLAGS) ./...
@@ -86,9 +89,9 @@ lint: ## gofmt, go vet, staticcheck
 
 # Units name the binary's place. Nothing that an administrator may have edited is overwritten.
 .PHONY: install
-install: ## install what make build has made; PREFIX (/usr/local), DESTDIR
+install: ## install what was built; PREFIX (/usr/local), DESTDIR
 	@for program in '$(BINARY)' '$(GUARDCTL)'; do \
-		[ -x "$$program" ] || { echo "make install: no $$program yet: run make build first (not as root)"; exit 1; }; \
+		[ -x "$$program" ] || { echo "make install: no $$program yet: run make build or build-unbound first (not as root)"; exit 1; }; \
 	done
 	install -d '$(bindir)' '$(unitdir)' '$(share)' '$(confdir)' '$(mandir)' '$(usersdir)' '$(bashdir)' '$(zshdir)' '$(fishdir)'
 	install -m 0755 '$(BINARY)' '$(bindir)/coredns'

@@ -157,6 +157,17 @@ func explained(t testing.TB, text string) *dns.Msg {
 	return r
 }
 
+// Who is none of the clients gets no mapped address, and hears of none.
+func TestRoutesOfClients(t *testing.T) {
+	r := newRig(t, "ipdestinationguard {\nmode nft-gateway\nclients 10.0.0.1\nroute **.routed.test\n}")
+	const lines, refused = "www.routed.test. 60 A 9.9.9.9", "REFUSED\nProhibited: only its clients may ask here, and your address is none of theirs\n"
+	r.wantText(r.at("10.0.0.2").ask("www.routed.test. A", lines), refused)
+	r.wantMapped()
+	r.wantText(r.at("10.0.0.1").ask("www.routed.test. A", lines), "www.routed.test. 60 IN A 100.96.0.1\n")
+	r.wantMapped("100.96.0.1 > 9.9.9.9")
+	r.wantText(r.at("10.0.0.2").ask("1.0.96.100.in-addr.arpa. PTR", ""), refused)
+}
+
 // What a plugin asks inside of an answer is no client's.
 func TestClientsInside(t *testing.T) {
 	r := newRig(t, "ipdestinationguard {\nmode nft-gateway\nclients 192.168.0.0/16\n}")

@@ -46,9 +46,12 @@ func (q *query) ask(r *dns.Msg) *dns.Msg {
 	return r
 }
 
-// proven returns why an answer may not open addresses, or nothing.
+// proven returns why nobody may have an answer, or nothing.
 func (q *query) proven(m *dns.Msg) error {
-	if !m.AuthenticatedData && q.handler.policy.dnssec.ad.Match(q.question.Name) {
+	if m.AuthenticatedData || !q.handler.policy.dnssec.ad.Match(q.question.Name) {
+		return nil
+	}
+	if targets, err := readAnswer(q.question, m, nil); err != nil || len(targets) > 0 {
 		return errNotAuthenticated
 	}
 	return nil

@@ -90,6 +90,22 @@ func TestAD(t *testing.T) {
 	}
 }
 
+// Who is not guarded here gets nothing either that is not authenticated, nor by a route.
+func TestADForWhoIsNotGuarded(t *testing.T) {
+	for _, options := range []string{"scope application", "route a.test"} {
+		r := newRig(t, "ipdestinationguard {\nmode nft-local\n"+options+"\ndnssec ad test\n}")
+		for authentic, rcode := range map[bool]int{true: dns.RcodeSuccess, false: dns.RcodeServerFailure} {
+			c := r.clientAt("192.0.2.9:1")
+			if _, err := c.serve(explained(t, "a.test. A"), upstream(t, "a.test. 300 IN A 9.9.9.9", authentic, new(dns.Msg))); err != nil {
+				t.Fatal(err)
+			}
+			if c.Msg.Rcode != rcode || len(c.granted) > 0 {
+				t.Errorf("%s: authenticated: %v, granted %v:\n%v", options, authentic, c.granted, c.Msg)
+			}
+		}
+	}
+}
+
 func TestParseDNSSECErrors(t *testing.T) {
 	for _, tt := range []struct{ line, want string }{
 		{"dnssec ad", "for which zones?"},

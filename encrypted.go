@@ -58,7 +58,7 @@ func (u *upstreams) visit(block int) {
 	slices.Sort(all)
 	for _, plugin := range all {
 		switch {
-		case plugin == "forward" || plugin == "grpc":
+		case plugin == "forward" || plugin == "grpc" || plugin == "sentinel":
 			u.lines(block, plugin)
 		case plugin == "secondary":
 			d := u.tokens(block, plugin)
@@ -72,18 +72,27 @@ func (u *upstreams) visit(block int) {
 	}
 }
 
-// lines reads those of forward or grpc.
+// lines reads those of forward, grpc or sentinel.
 func (u *upstreams) lines(block int, plugin string) {
 	d := u.tokens(block, plugin)
 	for d.Next() {
 		place := fmt.Sprintf("%s:%d", d.File(), d.Line())
 		args := d.RemainingArgs()
-		tls := false // grpc says so in its block
+		all := args[min(1, len(args)):]
+		tls := false // grpc says so in its block, and sentinel there whom it asks
 		for d.NextBlock() {
-			tls = tls || plugin == "grpc" && (d.Val() == "tls" || d.Val() == "tls_servername")
-			d.RemainingArgs()
+			option, args := d.Val(), d.RemainingArgs()
+			switch {
+			case plugin == "grpc" && (option == "tls" || option == "tls_servername"):
+				tls = true
+			case plugin == "sentinel" && option == "to":
+				all = append(all, args...)
+			}
 		}
-		for _, to := range args[min(1, len(args)):] {
+		if plugin == "sentinel" && len(all) == 0 {
+			u.plain = append(u.plain, fmt.Sprintf("sentinel without a line to asks the machine's nameservers in plain text (%s)", place))
+		}
+		for _, to := range all {
 			servers, err := hosts.HostPortOrFile(to) // a file has plain ones, whatever stands in front of it
 			if err != nil {
 				servers = []string{to} // a name, which is resolved later
@@ -98,7 +107,7 @@ func (u *upstreams) lines(block int, plugin string) {
 func (u *upstreams) add(plugin, server, place string, tls bool) {
 	scheme, host := hosts.Transport(server)
 	switch {
-	case tls, plugin == "forward" && slices.Contains([]string{transport.TLS, transport.HTTPS, transport.QUIC}, scheme):
+	case tls, plugin != "grpc" && slices.Contains([]string{transport.TLS, transport.HTTPS, transport.QUIC}, scheme):
 		u.encrypted++
 		return
 	case scheme == transport.UNIX:

@@ -35,6 +35,10 @@ func TestEncryptedUpstreams(t *testing.T) {
 		{"gRPC with TLS", "require encrypted", "grpc . 192.0.2.53 {\npolicy random\ntls\n}", "", "", ""},
 		{"a socket", "require encrypted", "grpc . unix:///run/dns", "", "", "how unix:///run/dns asks on"},
 		{"transfers", "require encrypted", "secondary {\ntransfer from 192.0.2.53\n}", "", "secondary transfers", ""},
+		{"the machine's nameservers", "require encrypted", "sentinel", "", "sentinel without a line to asks the machine's nameservers in plain text (Corefile:5)", ""},
+		{"those of IPv6", "require encrypted", "sentinel ipv6 {\nfrom 172.17.0.0/16\n}", "", "sentinel without a line to", ""},
+		{"a given nameserver", "require encrypted", "sentinel {\nto tls://192.0.2.53\nto 192.0.2.54\n}", "", "sentinel asks 192.0.2.54:53 in plain text (Corefile:5)", ""},
+		{"given ones with TLS", "require encrypted", "sentinel {\nto tls://192.0.2.53%dns.test https://192.0.2.54\nto quic://192.0.2.55\ntls_servername dns.test\n}", "", "", ""},
 		{"no questions at all", "require encrypted", "hosts\ncache\ntemplate IN A", "", "", ""},
 		{"a plugin that we do not know", "require encrypted", "fanout . 192.0.2.53", "", "", "how fanout finds its answers (Corefile:5)"},
 		{"another block's", "require encrypted", tls, ". {\nforward . 192.0.2.53\n}\n", "", ""},
@@ -46,6 +50,8 @@ func TestEncryptedUpstreams(t *testing.T) {
 		{"AD of anybody", "dnssec ad test", "forward . 192.0.2.53", "", "anybody on the way could say AD: forward asks 192.0.2.53:53", ""},
 		{"AD of anybody, wanted", "dnssec ad test insecure", "forward . 192.0.2.53", "", "", ""},
 		{"and still encryption", "dnssec ad test insecure\nrequire encrypted", "forward . 192.0.2.53", "", "require encrypted: ", ""},
+		{"AD of a given nameserver", "dnssec ad test", "sentinel {\nto tls://192.0.2.53\n}", "", "", ""},
+		{"AD of the machine's nameservers", "dnssec ad test", "sentinel", "", "anybody on the way could say AD: sentinel without", ""},
 		{"AD of nobody", "dnssec ad test", "hosts", "", "there is no upstream", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -16,10 +16,9 @@ import (
 	"github.com/destination-guard/coredns-ip-destination-guard/route"
 )
 
-// routed returns what the client may get of m, said before anything was stripped, in a
-// block with routes, and whether that is all: the addresses of an answer that has nothing
-// to do with routes are not in force yet.
-func (q *query) routed(m, said *dns.Msg, scope backend.Scope) (out *dns.Msg, done bool, err error) {
+// routed returns what the client may get of m in a block with routes, and whether that is
+// all: the addresses of an answer that has nothing to do with routes are not in force yet.
+func (q *query) routed(m *dns.Msg, scope backend.Scope) (out *dns.Msg, done bool, err error) {
 	p, g := q.handler.policy, q.handler.guard
 	var short [3]link
 	chain, err := q.chain(m, short[:0])
@@ -43,7 +42,7 @@ func (q *query) routed(m, said *dns.Msg, scope backend.Scope) (out *dns.Msg, don
 		}
 		// The addresses are of the name that was asked for, whichever on the way has the route:
 		// else whoever answers for an alias could say where another name's addresses lead.
-		if out, err = q.rewritten(m, said, scope, r, by, local); err != errTakenOver {
+		if out, err = q.rewritten(m, scope, r, by, local); err != errTakenOver {
 			return out, true, err
 		}
 	}
@@ -59,7 +58,7 @@ func (q *query) chain(m *dns.Msg, buf []link) ([]link, error) {
 
 // rewritten is what the client gets of an answer with a route, that of the name by, in force
 // by then.
-func (q *query) rewritten(m, said *dns.Msg, scope backend.Scope, r *namedRoute, by string, local bool) (*dns.Msg, error) {
+func (q *query) rewritten(m *dns.Msg, scope backend.Scope, r *namedRoute, by string, local bool) (*dns.Msg, error) {
 	p, g, name := q.handler.policy, q.handler.guard, q.question.Name
 	chain, err := q.chain(m, nil)
 	if err != nil {
@@ -71,11 +70,6 @@ func (q *query) rewritten(m, said *dns.Msg, scope backend.Scope, r *namedRoute, 
 	}
 	real, ttl := w.real(m, make([]netip.Addr, 0, 8))
 	real, why := g.carried(r, real, local)
-	if len(real) > 0 {
-		if err := q.proven(said); err != nil {
-			return nil, err
-		}
-	}
 	scope.Class = r.class
 	var asker uint64
 	if !r.literal || p.of(name) == nil {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/coredns/coredns/plugin/test"
 	"github.com/miekg/dns"
@@ -123,5 +124,43 @@ func TestSignedTree(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Below a negative anchor nothing counts as bogus, neither for who asks nor for libunbound.
+func TestSignedTreeUnderNegativeAnchor(t *testing.T) {
+	tree, err := signedtree.New(signedtree.Zone{Name: ".", Algorithm: dns.ECDSAP256SHA256},
+		signedtree.Zone{Name: "late.", Algorithm: dns.ECDSAP256SHA256, Shift: -48 * time.Hour, Records: "www A 9.9.9.9\n"},
+		signedtree.Zone{Name: "lan.", Algorithm: dns.ECDSAP256SHA256, Shift: -48 * time.Hour, Records: "www A 9.9.9.10\n"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	anchor := filepath.Join(dir, "anchor")
+	if err := os.WriteFile(anchor, []byte(tree.Anchor()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t, "ipdestinationguard nft-local {\ndnssec validate {\nanchor "+anchor+"\nstate "+dir+"\nnegative_anchor lan\n}\n}")
+	v := r.policy.validation
+	v.config.Upstream = tree
+	defer v.close()
+	for _, tt := range []struct {
+		name, open string // after it has been asked for
+		verdict    validate.Verdict
+	}{
+		{"www.late.", "", validate.Bogus},
+		{"www.lan.", "9.9.9.10", validate.Insecure},
+	} {
+		asker := r.client()
+		if _, err := asker.serve(explained(t, tt.name+" A"), resolving(tree)); err != nil {
+			t.Fatal(err)
+		}
+		a, err := v.judge(t.Context(), dns.Question{Name: tt.name, Qtype: dns.TypeA, Qclass: dns.ClassINET}, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(asker.granted, " "); got != tt.open || a.Verdict != tt.verdict {
+			t.Errorf("%s: open is %q; it is %v:\n%v", tt.name, got, a.Verdict, asker.Msg)
+		}
 	}
 }

@@ -12,9 +12,11 @@ import (
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/plugin/pkg/dnstest"
 	"github.com/coredns/coredns/plugin/test"
 	"github.com/miekg/dns"
 
+	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/identity"
 	"github.com/destination-guard/coredns-ip-destination-guard/validate"
 )
@@ -257,6 +259,63 @@ func TestAskingTheUpstream(t *testing.T) {
 			t.Errorf("%s: %v\n%v", tt.name, err, m)
 		}
 		_ = server.Shutdown()
+	}
+}
+
+// Who may ask by the port that validation asks at is this very CoreDNS: by its user, and by
+// its cgroup where it has one.
+func TestValidationAsksForItselfOnly(t *testing.T) {
+	real := self
+	defer func() { self = real }()
+	for _, tt := range []struct {
+		name   string
+		cgroup uint64 // of CoreDNS; 0 is none of its own
+		asker  identity.Asker
+		ours   bool
+	}{
+		{"itself", 7, identity.Asker{UID: 53, Cgroup: 7}, true},
+		{"another user", 7, identity.Asker{UID: 54, Cgroup: 7}, false},
+		{"another cgroup", 7, identity.Asker{UID: 53, Cgroup: 8}, false},
+		{"itself, without a cgroup", 0, identity.Asker{UID: 53, Cgroup: 8}, true},
+		{"another user, without a cgroup", 0, identity.Asker{UID: 54, Cgroup: 8}, false},
+	} {
+		self = func() (backend.Program, error) {
+			return backend.Program{User: 53, Cgroup: backend.Cgroup{ID: tt.cgroup}}, nil
+		}
+		v := &validation{askers: programList{netip.MustParseAddrPort("127.0.0.1:1"): {tt.asker, ""}}}
+		rec := dnstest.NewRecorder(&from{addr: net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:1"))})
+		v.ours(dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) { _ = w.WriteMsg(new(dns.Msg).SetReply(r)) })).ServeDNS(rec, request(t, "a.test. A"))
+		if ours := rec.Msg.Rcode == dns.RcodeSuccess; ours != tt.ours {
+			t.Errorf("%s: %v", tt.name, rec.Msg)
+		}
+	}
+}
+
+func TestParseValidation(t *testing.T) {
+	if !validate.Built {
+		t.Skip(validate.ErrNotBuilt)
+	}
+	t.Setenv("STATE_DIRECTORY", "/a:/b")
+	for _, tt := range []struct{ line, concerned, other, negative, state string }{
+		{"dnssec validate", "a.test. lan.", "", "", "/a"},
+		{"dnssec validate test example {\nnegative_anchor lan.test\nnegative_anchor corp.example\nstate /c\n}", "test. a.test. A.Example.",
+			"a.org. atest. lan.test. nas.Lan.Test. a.corp.example.", "lan.test. corp.example.", "/c"},
+	} {
+		_, p, err := parse(caddy.NewTestController("dns", "ipdestinationguard nft-local {\n"+tt.line+"\n}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := p.validation
+		for names, want := range map[string]bool{tt.concerned: true, tt.other: false} {
+			for _, name := range strings.Fields(names) {
+				if v.concerns(name) != want {
+					t.Errorf("%s: %s is validated: %v", tt.line, name, !want)
+				}
+			}
+		}
+		if negative := strings.Join(v.config.Negative, " "); negative != tt.negative || v.config.State != tt.state {
+			t.Errorf("%s: negative anchors %q, state in %q", tt.line, negative, v.config.State)
+		}
 	}
 }
 

@@ -81,14 +81,16 @@ func (q *query) permitted(m *dns.Msg) (*dns.Msg, error) {
 		}
 		scope, err = g.scope(q.Context, q, q.request, q.handler.policy) // it may have taken long
 	}
+	if err == nil {
+		err = q.proven(m)
+	}
 	if err != nil {
 		return nil, err
 	}
-	said := m
 	m = q.strip(m, scope)
 	if q.handler.policy.routed != nil {
 		var done bool
-		if m, done, err = q.routed(m, said, scope); done || err != nil {
+		if m, done, err = q.routed(m, scope); done || err != nil {
 			return m, err
 		}
 	}
@@ -99,11 +101,6 @@ func (q *query) permitted(m *dns.Msg) (*dns.Msg, error) {
 	targets, err := readAnswer(q.question, m, few[:0])
 	if err != nil {
 		return nil, err
-	}
-	if len(targets) > 0 {
-		if err := q.proven(said); err != nil {
-			return nil, err
-		}
 	}
 	if err := g.permit(q.Context, scope, q.question.Name, targets); err != nil {
 		return nil, err

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -192,6 +193,37 @@ func TestCertificateUnits(t *testing.T) {
 				t.Errorf("%s: not there: %s", file, line)
 			}
 		}
+	}
+}
+
+// systemd understands every line of every unit.
+func TestUnitsAreWhole(t *testing.T) {
+	units, err := filepath.Glob("*.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	paths, err := filepath.Glob("*.path")
+	if err != nil {
+		t.Fatal(err)
+	}
+	programs := regexp.MustCompile(`/usr/(local/bin|sbin)/[a-z-]+`) // which are not installed here
+	dir := t.TempDir()
+	args := []string{"verify", "--man=no"}
+	for _, unit := range append(units, paths...) {
+		args = append(args, filepath.Join(dir, unit))
+		if err := os.WriteFile(args[len(args)-1], []byte(programs.ReplaceAllString(read(t, unit), "/bin/true")), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(args) != 7 {
+		t.Errorf("there are other units: %v", args)
+	}
+	out, err := exec.Command("systemd-analyze", args...).CombinedOutput()
+	if errors.Is(err, exec.ErrNotFound) {
+		cannotTry(t, err)
+	}
+	if err != nil || strings.Contains(string(out), dir) { // what is unknown is no error to it
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 

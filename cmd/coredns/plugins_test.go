@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"debug/elf"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -157,6 +158,32 @@ func TestBinary(t *testing.T) {
 	out, err = exec.Command(bin, "-plugins").CombinedOutput()
 	if err != nil || !slices.Contains(strings.Fields(string(out)), "ipdestinationguard") {
 		t.Errorf("-plugins: %v\n%s", err, out)
+	}
+}
+
+// make build-unbound makes the commands that make install wants, and coredns as the tests of validation have it.
+func TestBuildUnbound(t *testing.T) {
+	dry := exec.Command("make", "-n", "build-unbound", "BINARY=a/coredns", "GUARDCTL=a/guardctl")
+	dry.Dir = "../.."
+	dry.Env = append(os.Environ(), "MAKEFLAGS=", "MAKELEVEL=")
+	out, err := dry.CombinedOutput()
+	if errors.Is(err, exec.ErrNotFound) && os.Getenv("CI") == "" {
+		t.Skip(err)
+	}
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	if err != nil || len(lines) != 3 {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for i, words := range [][]string{
+		{"CGO_ENABLED=0 ", " -o 'a/guardctl' ./cmd/guardctl"},
+		{"CGO_ENABLED=0 ", " -o 'a/ipdestinationguard-sentinel' ./cmd/sentinel"},
+		{"CGO_ENABLED=1 ", " -tags 'grpcnotrace unbound' ", " -o 'a/coredns' ./cmd/coredns"},
+	} {
+		for _, word := range words {
+			if !strings.Contains(lines[i], word) {
+				t.Errorf("%q is not in: %s", word, lines[i])
+			}
+		}
 	}
 }
 

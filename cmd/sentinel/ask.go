@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -49,6 +50,19 @@ func askAt(addr netip.Addr) ([]sentinel, error) {
 			addr, dns.RcodeToString[m.Rcode], strings.TrimSuffix(hostdns.Question, "."))
 	}
 	return readAnswer(m), nil
+}
+
+// anyAnswers reports whether one of these answers to whoever asks on this machine. What the answer is does not matter.
+func anyAnswers(servers []netip.Addr) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*askWithin)
+	defer cancel()
+	for _, addr := range servers {
+		q := new(dns.Msg).SetQuestion(".", dns.TypeNS)
+		if _, _, err := (&dns.Client{Timeout: askWithin}).ExchangeContext(ctx, q, net.JoinHostPort(addr.String(), "53")); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // readAnswer takes what is as it should be.

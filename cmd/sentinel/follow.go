@@ -72,11 +72,8 @@ func (m *machine) step(p *progress, now time.Time) error {
 	case len(p.in) > 0 && now.Sub(p.answered) < forgive:
 		return m.pointTo(v, p) // what somebody else has written meanwhile as well
 	}
-	if v.resolv.ours() || p.pointed {
-		m.log("The machine gets its own nameservers back (%s): %v", orNone(text(p.servers)), p.err)
-	}
 	p.in, p.pointed = nil, false
-	return m.release()
+	return m.release(p.err)
 }
 
 func (m *machine) pointTo(v view, p *progress) (err error) {
@@ -92,8 +89,23 @@ func (m *machine) pointTo(v view, p *progress) (err error) {
 	return err
 }
 
-// release lets the machine have its own nameservers.
-func (m *machine) release() error { return errors.Join(m.restore(), m.restoreResolved()) }
+// release lets the machine have its own nameservers, and says so if it has not had them.
+func (m *machine) release(why error) error {
+	v, errLook := m.look()
+	drop, errRead := m.read(dropIn)
+	err := errors.Join(m.restore(), m.restoreResolved())
+	if errLook != nil || errRead != nil || err != nil || !v.resolv.ours() && drop == nil {
+		return err
+	}
+	servers := v.machine.Nameservers
+	m.log("The machine has its own nameservers back (%s): %v", orNone(text(servers)), why)
+	if !m.answers(servers) {
+		m.log("None of them answers, so no names resolve. While a guard is in force, it lets only CoreDNS ask them: start CoreDNS, or end the guard with guardctl disarm")
+	}
+	return nil
+}
+
+var errTold = errors.New("as it has been told")
 
 // up points the machine at the sentinels once.
 func (m *machine) up(ctx context.Context, wait time.Duration) error {
@@ -106,7 +118,7 @@ func (m *machine) up(ctx context.Context, wait time.Duration) error {
 		now := time.Now()
 		p.asked = time.Time{}
 		if err := m.step(&p, now); err != nil {
-			return errors.Join(err, m.release())
+			return errors.Join(err, m.release(err))
 		}
 		if p.pointed {
 			return nil
@@ -115,7 +127,7 @@ func (m *machine) up(ctx context.Context, wait time.Duration) error {
 			return fmt.Errorf("%w. lo has the addresses of the sentinels now: start CoreDNS with sentinel in its Corefile, and do this again", p.err)
 		}
 		if !sleep(ctx, lookEvery) {
-			return errors.Join(ctx.Err(), m.release())
+			return errors.Join(ctx.Err(), m.release(errTold))
 		}
 	}
 }
@@ -130,7 +142,7 @@ func (m *machine) down() error {
 }
 
 func (m *machine) undo() error {
-	if err := m.release(); err != nil {
+	if err := m.release(errTold); err != nil {
 		return err
 	}
 	return errors.Join(m.remove(list), m.remove(kept), m.addresses.remove())

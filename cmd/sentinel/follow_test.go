@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
+	"net/netip"
 	"os"
 	"strings"
 	"syscall"
@@ -28,6 +30,11 @@ func (b *box) want(nameservers, resolver string) {
 	b.Helper()
 	if f, err := hostdns.Read(b.path(list)); err != nil && nameservers != "" || err == nil && text(f.Nameservers) != nameservers {
 		b.Errorf("for CoreDNS: %v, %v, want %s", f, err, nameservers)
+	}
+	for _, name := range []string{list, resolv} {
+		if info, err := os.Lstat(b.path(name)); err == nil && info.Mode().IsRegular() && info.Mode() != 0o644 {
+			b.Errorf("%s: %v, but everybody has to read it", name, info.Mode())
+		}
 	}
 	text, err := os.ReadFile(b.path(resolv))
 	b.must(err)
@@ -228,6 +235,34 @@ func TestRunEnds(t *testing.T) {
 	}
 	b.must(m.run(ctx))
 	b.want("", lease)
+}
+
+// Whose own nameservers do not answer hears what that can be, once.
+func TestOwnNameserversDoNotAnswer(t *testing.T) {
+	const unheard = "None of them answers"
+	for _, answers := range []bool{true, false} {
+		b := newBox(t)
+		b.save(resolv, lease)
+		m, p, now := b.begun(), progress{}, time.Now()
+		told := map[string]int{}
+		m.log = func(format string, _ ...any) { told[format[:20]]++ }
+		m.answers = func(servers []netip.Addr) bool { return answers && text(servers) == "10.0.0.1 10.0.0.2" }
+		b.must(m.undo()) // of nothing
+		b.must(m.step(&p, now))
+		b.save("dead", "")
+		for range 3 {
+			now = now.Add(forgive)
+			b.must(m.step(&p, now))
+		}
+		b.must(m.undo())
+		want := map[string]int{"The machine asks the": 1, "The machine has its ": 1}
+		if !answers {
+			want[unheard] = 1
+		}
+		if !maps.Equal(told, want) {
+			t.Errorf("own nameservers answer: %v; it tells %v, want %v", answers, told, want)
+		}
+	}
 }
 
 func TestStatus(t *testing.T) {

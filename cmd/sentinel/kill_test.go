@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 )
 
@@ -102,6 +103,9 @@ func TestKilledAtEveryStepWithResolved(t *testing.T) {
 			b.do("up", 0, "")
 			if is := b.is(uplinks); is != "-rw-r--r-- nameserver 100.100.111.1\nnameserver 100.100.111.2\nnameserver 10.0.0.1\n" {
 				t.Errorf("%s, killed at step %d, and up: %s", verb, step, is)
+			}
+			if is := b.is(dropIn); !strings.HasPrefix(is, "-rw-r--r-- ") {
+				t.Errorf("%s, killed at step %d, and up: systemd-resolved cannot read %s", verb, step, is)
 			}
 			b.do("down", 0, "")
 			if got := fmt.Sprint(b.is(uplinks), b.is(dropIn), b.is(list)); got != "-rw-r--r-- nameserver 10.0.0.1\nnonenone" {

@@ -21,7 +21,8 @@ type machine struct {
 	root string
 	log  func(format string, args ...any)
 
-	ask       func() ([]sentinel, error) // which are in use
+	ask       func() ([]sentinel, error)          // which are in use
+	answers   func(nameservers []netip.Addr) bool // one of them does
 	addresses interface {
 		add() error
 		remove() error
@@ -37,7 +38,7 @@ type machine struct {
 }
 
 func newMachine(root string, log func(format string, args ...any)) *machine {
-	return &machine{root: root, log: log, ask: askSentinels, addresses: onLoopback{}, reload: reloadResolved, between: func(string) {}}
+	return &machine{root: root, log: log, ask: askSentinels, answers: anyAnswers, addresses: onLoopback{}, reload: reloadResolved, between: func(string) {}}
 }
 
 // The files, as seen by the machine.

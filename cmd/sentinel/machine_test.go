@@ -73,6 +73,7 @@ func (noAddresses) have() ([]netip.Addr, error) { return nil, nil }
 func fakeMachine(root string) *machine {
 	m := newMachine(root, func(string, ...any) {})
 	m.addresses = noAddresses{}
+	m.answers = func([]netip.Addr) bool { return true }
 	m.ask = func() ([]sentinel, error) {
 		if _, err := os.Stat(filepath.Join(root, "dead")); err == nil {
 			return nil, errors.New("nothing answers")

@@ -64,8 +64,15 @@ func TestDNSSECByAD(t *testing.T) {
 	w := newWorld(t)
 	theirs := newAuthority(t, "theirs")
 	w.serveTLS(theirs.server(serverName), authenticating())
-	w.start(guardedBlock(".", guardBlock("nft-both", "require encrypted", "dnssec ad signed.test unsigned.test forged.test"),
+	w.start(guardedBlock(".", guardBlock("nft-both", "require encrypted", "dnssec ad signed.test unsigned.test forged.test made.test"),
+		"template IN A made.test {\n answer \"{{ .Name }} 60 IN A "+w.self().addr4(99)+"\"\n }",
 		"forward . tls://"+resolver4+" {\n tls "+theirs.file+"\n tls_servername "+serverName+"\n }", "cache"))
+	made, err := exchangeAt(w.guard, "udp", "127.0.0.1:53", edns(new(dns.Msg).SetQuestion("www.made.test.", dns.TypeA)), 5*time.Second)
+	w.must(err)
+	if made.Rcode != dns.RcodeServerFailure || !hasEDE(made, dns.ExtendedErrorCodeDNSSECIndeterminate) {
+		t.Errorf("CoreDNS has made it: %v", made)
+	}
+	w.wantShut(w.guard, w.self().addr4(99))
 	n := 0
 	for _, p := range []party{w.self(), w.behind()} {
 		for _, tt := range []struct {
@@ -111,5 +118,9 @@ func TestDemandsOfTheUpstream(t *testing.T) {
 			t.Errorf("%s: %v\n%s", option, err, c.Output())
 		}
 		w.wantOpen(w.guard, "tcp", w.self().addr4(1))
+	}
+	c := w.start(guardedBlock(".", guardBlock("nft-local", "require encrypted"), "forward . 127.0.0.1:5399"))
+	if !strings.Contains(c.Output(), "require encrypted cannot find out how 127.0.0.1:5399 asks on") {
+		t.Errorf("it does not say what it cannot find out:\n%s", c.Output())
 	}
 }

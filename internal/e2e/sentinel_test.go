@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -25,6 +26,7 @@ type office struct {
 	*world
 	files string         // has etc, run and var/lib of the machine
 	unit  *netlab.Cgroup // of CoreDNS
+	as    []string       // what starts CoreDNS as somebody else
 
 	running *coredns // the one that is to end before the next
 }
@@ -116,9 +118,12 @@ func (o *office) nameserver(n int, more ...string) *netlab.Cmd {
 // coredns starts the one before which the machine is.
 func (o *office) coredns(corefile string) *coredns {
 	o.Helper()
-	path := filepath.Join(o.TempDir(), "Corefile")
+	dir := o.TempDir()
+	path := filepath.Join(dir, "Corefile")
 	o.save(path, corefile)
-	c := &coredns{Cmd: o.command(binary(o.T), "-conf", path), corefile: path}
+	o.must(os.Chmod(filepath.Dir(dir), 0o755)) // others have to read it as well
+	line := append(slices.Clone(o.as), binary(o.T), "-conf", path)
+	c := &coredns{Cmd: o.command(line[0], line[1:]...), corefile: path}
 	if o.unit == nil {
 		o.unit = o.cgroup("coredns.service")
 	}
@@ -243,8 +248,12 @@ func TestSentinelsOfAGuardedMachine(t *testing.T) {
 		return addr == "198.18.1.1"
 	})
 
-	if out, err := o.sentinel("down"); err != nil || o.resolvConf() != lease {
+	// The guard goes on: the machine's own nameservers are not open to it.
+	if out, err := o.sentinel("down"); err != nil || o.resolvConf() != lease || !strings.Contains(out, "guardctl disarm") {
 		t.Errorf("down: %v, %s; resolv.conf:\n%s", err, out, o.resolvConf())
+	}
+	if addr, _ := o.getent("www.example.test"); addr != "none" {
+		t.Errorf("after down beside a guard, getent says %s", addr)
 	}
 }
 

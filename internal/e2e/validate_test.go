@@ -46,7 +46,7 @@ func TestDNSSECValidated(t *testing.T) {
 		return ". {\n errors\n " + guardBlock("nft-both", lines...) +
 			"\n forward . tls://" + resolver4 + " {\n tls " + theirs.file + "\n tls_servername " + serverName + "\n }\n cache\n}\n"
 	}
-	c := w.armed(w.run(path, netlab.As{}, w.guard, corefile()))
+	c := w.armed(w.run(path, netlab.As{Cgroup: w.cgroup("coredns.service")}, w.guard, corefile()))
 	w.wantCases(tree, cases, "secure", "insecure")
 	if !strings.Contains(c.Output(), "is withheld: bogus") || !strings.Contains(c.Output(), "needs the line: negative_anchor ") {
 		t.Error("the log says nothing of bogus answers")
@@ -73,16 +73,18 @@ func TestDNSSECValidated(t *testing.T) {
 	if m, err = exchangeAt(p.Host, "udp", p.resolver4+":53", edns(new(dns.Msg).SetQuestion("www.main.test.", dns.TypeA)), 10*time.Second); err != nil || m.Rcode != dns.RcodeSuccess {
 		t.Errorf("after the reload: %v, %v", m, err)
 	}
-	stranger := w.program(netlab.As{User: w.user(1001)})
+	strangers := []*netlab.Program{w.program(netlab.As{User: w.user(1001)}), w.program(netlab.As{Cgroup: w.cgroup("other.service")})}
 	ports := w.loopbackPorts()
 	if len(ports) == 0 {
 		t.Error("the validator asks at no port of loopback")
 	}
-	for _, port := range ports {
-		m, err := exchangeAt(stranger, "udp", "127.0.0.1:"+port, new(dns.Msg).SetQuestion("www.main.test.", dns.TypeA), 5*time.Second)
-		w.must(err)
-		if m.Rcode != dns.RcodeRefused || len(m.Answer) > 0 {
-			t.Errorf("somebody else asks at port %s: %v", port, m)
+	for _, stranger := range strangers {
+		for _, port := range ports {
+			m, err := exchangeAt(stranger, "udp", "127.0.0.1:"+port, new(dns.Msg).SetQuestion("www.main.test.", dns.TypeA), 5*time.Second)
+			w.must(err)
+			if m.Rcode != dns.RcodeRefused || len(m.Answer) > 0 {
+				t.Errorf("%s asks at port %s: %v", stranger.Name(), port, m)
+			}
 		}
 	}
 	w.must(c.Stop())
