@@ -64,7 +64,7 @@ const (
 )
 
 // Refusals are all reasons why a flow does not pass.
-var Refusals = []Reason{NeverResolved, Expired, EndedEarly, OtherHolder, OtherPort, OtherProgram, Stripped, DNSPort, OthersAsk, Unassigned, NoWay}
+var Refusals = []Reason{NeverResolved, Expired, EndedEarly, OtherHolder, OtherPort, OtherProgram, Stripped, DNSPort, OthersAsk, Unassigned, OwnAddress, NoWay}
 
 // A Verdict is what becomes of a flow, and why.
 type Verdict struct {
