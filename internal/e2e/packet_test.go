@@ -210,15 +210,15 @@ func newICMP(source, destination string) packet {
 // The flags of a TCP header.
 const fin, syn, rst, psh, ack, urg = 1, 2, 4, 8, 16, 32
 
-// newTCP makes a TCP segment without data.
-func newTCP(source, destination string, from, to uint16, flags byte) packet {
+// newTCP makes a TCP segment.
+func newTCP(source, destination string, from, to uint16, flags byte, data ...byte) packet {
 	b := bin.BigEndian.AppendUint16(nil, from)
 	b = bin.BigEndian.AppendUint16(b, to)
 	b = append(b, 0, 0, 0, 1, 0, 0, 0, 0, 5<<4, flags, 0xff, 0xff, 0, 0, 0, 0)
 	if flags&ack != 0 {
 		b[11] = 1
 	}
-	return newPacket(source, destination, 64, unix.IPPROTO_TCP, b, 16)
+	return newPacket(source, destination, 64, unix.IPPROTO_TCP, append(b, data...), 16)
 }
 
 // newSCTP makes the packet that a connection begins with (RFC 9260, section 3.3.2).

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -293,12 +294,11 @@ func TestConnectionWhileAnAddressIsTaken(t *testing.T) {
 			x := r.tap()
 			first := r.fill(0)
 			used := first[0]
-			const open = 2 * time.Second
 			r.passes(3 * twoDays)
 			var late net.Conn
 			connect := func() { // as who has just asked for the name
 				r.meddle.Store(nil)
-				r.grant(used, open)
+				r.grant(used, time.Hour)
 				var err error
 				late, err = r.dial(r.client, network, used)
 				if err == nil {
@@ -317,35 +317,66 @@ func TestConnectionWhileAnAddressIsTaken(t *testing.T) {
 			if err := echo(late); err == nil {
 				t.Error("who has connected while the address was taken is still connected")
 			}
-			time.Sleep(open) // in two days all that was open by the first name's answers is shut
-			// It tries and tries, while the address gets free and another's.
+
+			// It tries and tries, while the address is still open to it, gets free and another's.
+			const word = "for the first name"
+			say := r.saying(late, word)
 			heir, next := -1, 100
-			for range 20 {
-				_, _ = late.Write([]byte("for the first name"))
-				r.tidy()
-				_, _ = late.Write([]byte("for the first name"))
-				for n, addr := range r.fill(next) {
-					if addr == used {
-						heir = n
+			tries := func(rounds int) {
+				for round := 0; round < rounds && heir < 0; round++ {
+					say()
+					r.tidy()
+					say()
+					for n, addr := range r.fill(next) {
+						if addr == used {
+							heir = n
+						}
 					}
+					next += 100
+					say()
+					r.passes(3 * twoDays)
 				}
-				next += 100
-				_, _ = late.Write([]byte("for the first name"))
-				if heir >= 0 {
-					break
-				}
-				r.passes(3 * twoDays)
-				time.Sleep(100 * time.Millisecond)
 			}
+			tries(5)
+			if heir >= 0 {
+				t.Errorf("%s is of another name, and still open to who asked for the first", used)
+			}
+			r.shut() // in two days all that was open by the first name's answers is
+			tries(20)
 			if heir < 0 {
 				t.Fatalf("%s never gets free", used)
 			}
-			_, _ = late.Write([]byte("for the first name"))
-			if n := x.seen(func(p packet) bool {
-				return p.destination.String() != r.real(0) && contains(p.payload, "for the first name")
-			}); n > 0 {
-				t.Errorf("%d packets of a connection with the first name have gone to others", n)
+			say()
+			if network == "tcp" { // also when the client asks for the next name; nobody can tell UDP apart
+				r.grant(used, time.Hour)
+				say()
+				if s := r.sees(r.client, used); s.real != r.real(heir) {
+					t.Errorf("%s is of name %d and leads to %v", used, heir, s)
+				}
+			}
+			if n := x.seen(func(p packet) bool { return contains(p.payload, word) }); n > 0 {
+				t.Errorf("%d packets of a connection with the first name have gone on", n)
 			}
 		})
+	}
+}
+
+// saying returns what sends a word over a connection that has been ended, which the client's
+// kernel may have heard of: of TCP it sends segments by itself then.
+func (r *recycling) saying(conn net.Conn, word string) (say func()) {
+	r.Helper()
+	r.must(conn.SetDeadline(time.Time{}))
+	from, to := netip.MustParseAddrPort(conn.LocalAddr().String()), netip.MustParseAddrPort(conn.RemoteAddr().String())
+	if _, tcp := conn.(*net.TCPConn); tcp {
+		segment := newTCP(from.Addr().String(), to.Addr().String(), from.Port(), to.Port(), psh|ack, []byte(word)...)
+		return func() { r.Helper(); r.must(send(r.client, "eth0", segment)) }
+	}
+	return func() {
+		r.Helper()
+		_, err := conn.Write([]byte(word))
+		if errors.Is(err, syscall.ECONNREFUSED) { // of the one before
+			_, err = conn.Write([]byte(word))
+		}
+		r.must(err)
 	}
 }
