@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -258,9 +259,15 @@ func TestRoutedBound(t *testing.T) {
 func (n *network) keepsSending(from speaker, addrs ...string) {
 	ctx := n.Context()
 	for _, c := range n.dials(from, "udp", addrs...) {
+		_ = c.SetDeadline(time.Time{})
 		go func() {
 			for ctx.Err() == nil {
-				if _, err := c.Write([]byte("x")); errors.Is(err, net.ErrClosed) {
+				_, err := c.Write([]byte("x")) // others are refusals
+				switch {
+				case errors.Is(err, os.ErrDeadlineExceeded):
+					n.Error(err)
+					return
+				case errors.Is(err, net.ErrClosed):
 					return
 				}
 				time.Sleep(100 * time.Microsecond)
