@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -75,9 +74,6 @@ type wire struct {
 	marks, marked int
 }
 
-// ethertypeMark is free for experiments (IEEE 802).
-const ethertypeMark = 0x88b5
-
 // tap starts to remember.
 func (w *world) tap() *wire {
 	w.Helper()
@@ -93,7 +89,7 @@ func (w *world) tap() *wire {
 			x.mu.Lock()
 			if p, ok := readPacket(frame); ok {
 				x.packets = append(x.packets, p)
-			} else if len(frame) > 14 && bin.BigEndian.Uint16(frame[12:]) == ethertypeMark {
+			} else if len(frame) > 14 && bin.BigEndian.Uint16(frame[12:]) == netlab.EthertypeMark {
 				x.marked++
 			}
 			x.mu.Unlock()
@@ -121,21 +117,23 @@ func (x *wire) count(match func(packet) bool) (n int) {
 	return n
 }
 
-// sync waits until a frame that the guard sends now has come by: what was sent
-// before it is then there as well.
+// sync waits until frames that the guard sends now have come by: what was sent
+// before them is then there as well.
 func (x *wire) sync() {
 	x.Helper()
-	x.mu.Lock()
-	x.marks++
-	marks := x.marks
-	x.mu.Unlock()
-	x.must(x.guard.Inject("wan0", append([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, ethertypeMark >> 8, ethertypeMark & 0xff}, "mark"...)))
-	x.eventually("the mark comes by", func() bool {
+	for range 2 {
+		sent, err := x.guard.Mark("wan0")
+		x.must(err)
 		x.mu.Lock()
-		defer x.mu.Unlock()
-		return x.marked >= marks
-	})
-	time.Sleep(10 * time.Millisecond) // each CPU has a queue of its own
+		x.marks += sent
+		marks := x.marks
+		x.mu.Unlock()
+		x.eventually("the marks come by", func() bool {
+			x.mu.Lock()
+			defer x.mu.Unlock()
+			return x.marked >= marks
+		})
+	}
 }
 
 // send sends a packet out of an interface of a host, as nothing but root can: with
