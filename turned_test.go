@@ -58,14 +58,21 @@ func TestUnroutedAddressesStayShut(t *testing.T) {
 	release := r.kernel.Stall()
 	var both sync.WaitGroup
 	both.Go(func() { r.at("10.0.0.1").ask("www.routed.test. A", wwwAnswer) })
-	time.Sleep(50 * time.Millisecond) // it waits for the kernel
+	r.eventually("it waits for the kernel", func() bool { return r.kernel.Waiting() == 1 })
 	s := r.settingsOf("ipdestinationguard nft-both")
+	was, armed := r.guard.routing.Load(), make(chan bool)
 	both.Go(func() {
 		if err := r.guard.arm(s); err != nil {
 			t.Error(err)
 		}
+		close(armed)
 	})
-	time.Sleep(50 * time.Millisecond) // that waits for the answer
+	r.eventually("it is armed anew", func() bool { return r.guard.routing.Load() != was })
+	select {
+	case <-armed:
+		t.Error("that has not waited for the answer")
+	case <-time.After(50 * time.Millisecond):
+	}
 	release()
 	both.Wait()
 	if open := r.open(); len(open) > 0 {
@@ -117,7 +124,7 @@ func TestAddressesStayShutOnceTheyAreMapped(t *testing.T) {
 	release := r.kernel.Stall()
 	var both sync.WaitGroup
 	both.Go(func() { r.at("10.0.0.66").ask("evil.test. A", "evil.test. 30 A 9.9.8.1") })
-	time.Sleep(50 * time.Millisecond) // it waits for the kernel
+	r.eventually("it waits for the kernel", func() bool { return r.kernel.Waiting() == 1 })
 	both.Go(func() {
 		if err := r.guard.arm(s); err != nil {
 			t.Error(err)

@@ -86,7 +86,7 @@ func TestNothingReachesTheNextServer(t *testing.T) {
 			live := n.dials(s, "tcp", toMapped(1, 443)...)
 			n.mapTo("open", 1, 2)
 			n.connections(func(_, real netip.Addr) bool { return real == both(addrs(1))[0] || real == both(addrs(1))[1] })
-			sniffed := n.countsTo("wan", both(addrs(2)))
+			sniffed := n.countsTo(both(addrs(2)))
 			n.talks(false, live...)
 			if leaked := sniffed(); leaked > 0 {
 				t.Errorf("%d packets have got to the next server", leaked)
@@ -109,7 +109,7 @@ func TestForgedSourceToMapped(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	sniffed := n.counts("wan")
+	sniffed := n.counts()
 	for i := range versions {
 		for _, network := range []string{"tcp", "udp"} {
 			conn, err := n.dialFrom(n.other, 4712, network, toMapped(1, whoPort)[i])

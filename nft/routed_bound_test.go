@@ -25,7 +25,7 @@ func TestRoutedBoundWithoutRoutes(t *testing.T) {
 				n.mapTo("out", 9, 1)
 				n.openMapped(9, s.holder)
 				live := n.dialsBoth(s, toMapped(9, 443)...)
-				sniffed := n.countsTo("wan", append(both(addrs(1)), both(mappedAddrs(9))...))
+				sniffed := n.countsTo(append(both(addrs(1)), both(mappedAddrs(9))...))
 				without := r
 				without.Routes, without.Book = nil, ""
 				n.reopen(without)

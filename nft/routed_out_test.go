@@ -1,9 +1,11 @@
 package nft
 
 import (
+	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/backend/backendtest"
+	"github.com/destination-guard/coredns-ip-destination-guard/internal/netlab"
 )
 
 // A mapped address never leads to this machine itself, wherever it listens and whoever
@@ -90,7 +93,7 @@ func TestRoutedOut(t *testing.T) {
 
 			live := n.dials(s, "tcp", toMapped(1, 443)...)
 			live = append(live, n.dials(s, "udp", toMapped(1, 443)...)...)
-			sniffed := n.counts("wan")
+			sniffed := n.counts()
 			n.noUplink()
 			for _, c := range live {
 				if err := echoSoon(c); err == nil {
@@ -140,19 +143,19 @@ func (n *network) dials(from speaker, network string, addrs ...string) (all []ne
 }
 
 // counts returns what counts the IP packets to the first addresses, mapped or real, that
-// leave by an interface from now on.
-func (n *network) counts(ifname string) func() int {
+// arrive by the first uplink from now on.
+func (n *network) counts() func() int {
 	n.Helper()
-	return n.countsTo(ifname, append(both(addrs(1)), both(mappedAddrs(1))...))
+	return n.countsTo(append(both(addrs(1)), both(mappedAddrs(1))...))
 }
 
-func (n *network) countsTo(ifname string, targets []netip.Addr) func() int {
+func (n *network) countsTo(targets []netip.Addr) func() int {
 	n.Helper()
-	s, err := n.here.Sniff(ifname)
+	s, err := n.world.Sniff("eth0")
 	if err != nil {
 		n.Fatal(err)
 	}
-	found, ctx := make(chan int), n.Context()
+	found, marked, ctx := make(chan int, 1), make(chan bool, 1<<12), n.Context()
 	go func() {
 		count := 0
 		for {
@@ -167,6 +170,8 @@ func (n *network) countsTo(ifname string, targets []netip.Addr) func() int {
 				to, _ = netip.AddrFromSlice(f[30:34])
 			case len(f) >= 54 && f[12] == 0x86 && f[13] == 0xdd:
 				to, _ = netip.AddrFromSlice(f[38:54])
+			case len(f) >= 14 && binary.BigEndian.Uint16(f[12:]) == netlab.EthertypeMark:
+				marked <- true
 			}
 			if slices.Contains(targets, to) {
 				count++
@@ -174,7 +179,20 @@ func (n *network) countsTo(ifname string, targets []netip.Addr) func() int {
 		}
 	}()
 	return func() int {
-		time.Sleep(50 * time.Millisecond)
+		n.Helper()
+		for range 2 { // what is on its way arrives before
+			sent, err := n.here.Mark("wan")
+			if err != nil {
+				n.Fatal(err)
+			}
+			for range sent {
+				select {
+				case <-marked:
+				case <-time.After(20 * time.Second):
+					n.Fatal("what is sent to the world does not arrive")
+				}
+			}
+		}
 		s.Close()
 		return <-found
 	}
@@ -193,7 +211,7 @@ func TestRoutedBound(t *testing.T) {
 			n.uplink(77)
 			s := n.senders()[path]
 			n.openMapped(1, s.holder)
-			sniffed := n.counts("wan")
+			sniffed := n.counts()
 			without := r
 			without.Routes = r.Routes[:4]
 			bound := func() int {
@@ -258,9 +276,15 @@ func TestRoutedBound(t *testing.T) {
 func (n *network) keepsSending(from speaker, addrs ...string) {
 	ctx := n.Context()
 	for _, c := range n.dials(from, "udp", addrs...) {
+		_ = c.SetDeadline(time.Time{})
 		go func() {
 			for ctx.Err() == nil {
-				if _, err := c.Write([]byte("x")); errors.Is(err, net.ErrClosed) {
+				_, err := c.Write([]byte("x")) // others are refusals
+				switch {
+				case errors.Is(err, os.ErrDeadlineExceeded):
+					n.Error(err)
+					return
+				case errors.Is(err, net.ErrClosed):
 					return
 				}
 				time.Sleep(100 * time.Microsecond)

@@ -98,25 +98,33 @@ func TestRoutedPrograms(t *testing.T) {
 // What is used stays open, and what is not does not.
 func TestRoutedLinger(t *testing.T) {
 	n := routedNetwork(t)
-	r := routedRules(t)
-	r.Linger = time.Second
-	n.guard(r)
-	defer n.dump()
-	n.mapTo("one", 1, 1)
-	n.mapTo("one", 2, 1)
-	for _, s := range n.senders() {
-		n.openMapped(1, s.holder)
-		n.openMapped(2, s.holder)
-		n.reaches(s, true, "tcp", toMapped(1, 443)...)
+	use := func(linger time.Duration) {
+		r := routedRules(t)
+		r.Linger = linger
+		n.guard(r)
+		n.mapTo("one", 1, 1)
+		n.mapTo("one", 2, 1)
+		for _, s := range n.senders() {
+			n.openMapped(1, s.holder)
+			n.openMapped(2, s.holder)
+			n.reaches(s, true, "tcp", toMapped(1, 443)...)
+		}
+		n.endGrants()
 	}
-	n.endGrants()
+	defer n.dump()
+	use(time.Minute)
 	for _, s := range n.senders() {
 		n.reaches(s, true, "tcp", toMapped(1, 443)...)
 		n.refused(s, toMapped(2, 443)...)
 	}
+	if err := n.Close(backend.Remove); err != nil {
+		t.Fatal(err)
+	}
+	const soon = time.Second
+	use(soon)
 	for _, s := range n.senders() {
 		backendtest.Eventually(t, "it lingers no more", func() bool {
-			time.Sleep(2 * r.Linger) // each try is a use
+			time.Sleep(2 * soon) // each try is a use
 			_, err := asked(t.Context(), s, "tcp", toMapped(1, whoPort)[0])
 			return err != nil
 		})

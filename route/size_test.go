@@ -155,7 +155,7 @@ func TestNoGoroutineIsLeft(t *testing.T) {
 	if _, err := Open(os.DevNull, d.router, time.Now); err == nil {
 		t.Error("that is a book")
 	}
-	for range 1000 {
+	for range 20_000 {
 		if runtime.NumGoroutine() <= before {
 			return
 		}

@@ -33,6 +33,7 @@ type Backend struct {
 	transactions int
 	refusal      error
 	stalled      bool
+	waiting      int // calls
 	closed       bool
 
 	mapped      map[netip.Addr]backend.Mapping
@@ -96,6 +97,13 @@ func (b *Backend) Stall() (release func()) {
 	}
 }
 
+// Waiting returns how many calls wait: for the first rules, or because of Stall.
+func (b *Backend) Waiting() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.waiting
+}
+
 // Transactions returns how many Grants and Maps have changed something so far.
 func (b *Backend) Transactions() int {
 	b.mu.Lock()
@@ -151,13 +159,21 @@ func (b *Backend) whenOpen(ctx context.Context, within time.Duration, do func() 
 			return do()
 		}
 		changed := b.changed
+		b.waiting++
 		b.mu.Unlock()
+		var err error
 		select {
 		case <-changed:
 		case <-late:
-			return backend.ErrLate
+			err = backend.ErrLate
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			err = context.Cause(ctx)
+		}
+		b.mu.Lock()
+		b.waiting--
+		b.mu.Unlock()
+		if err != nil {
+			return err
 		}
 	}
 }

@@ -288,9 +288,6 @@ func (e *egress) oneDies() {
 		time.Sleep(50 * time.Millisecond)
 	}
 	e.Logf("one has died: the next answer took %v, those after it %v at most", took.Round(time.Millisecond), later.Round(time.Millisecond))
-	if took > 5*time.Second {
-		e.Errorf("the first answer after the first has died took %v", took)
-	}
 	if s := e.sees(e.client, bySecond); s != want {
 		e.Errorf("by the second, when the first has died: the server sees %v, want %v", s, want)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -73,9 +74,15 @@ func eachMode(t *testing.T, f func(w *world, m mode)) {
 	}
 }
 
+// slowDisk has answers wait for a slow disk, where routes have something written.
+const slowDisk = "hold 10s"
+
 // guardBlock is the directive with options, and with the upstream open.
 func guardBlock(mode string, options ...string) string {
 	text := "ipdestinationguard {\n\tmode " + mode + "\n\tallowedLocalIPs " + resolver4 + "\n"
+	if strings.Contains(strings.Join(options, "\n"), "route ") {
+		options = append(options, slowDisk)
+	}
 	for _, o := range options {
 		text += "\t" + o + "\n"
 	}

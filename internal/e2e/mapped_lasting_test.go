@@ -144,8 +144,8 @@ func TestAliasGetsAnotherEgress(t *testing.T) {
 	m.atlas.addrs("www.shop.test.", 3600, real4, real6)
 	m.atlas.set("alias.other.test.", "3600 CNAME www.shop.test.")
 	files := []string{
-		m.corefile("nft-gateway", m.routedTo("shop.test")),
-		m.corefile("nft-gateway", m.route("**.shop.test", "egress "+secondEgress4+" "+secondEgress6)),
+		m.corefile("nft-gateway", m.routedTo("shop.test", "ttl 1s 1h")),
+		m.corefile("nft-gateway", m.route("**.shop.test", "egress "+secondEgress4+" "+secondEgress6, "ttl 1s 1h")),
 	}
 	c := m.start(files[0])
 	type use struct {

@@ -23,11 +23,11 @@ func TestTenThousandNamesStayApart(t *testing.T) {
 	t.Parallel()
 	const names, workers, others = 10_000, 8, 100
 	m := newMappedWorld(t)
-	file := m.corefile("nft-gateway", "max_grants 100000", "max_grants_client 60000", m.routedTo("many.test"))
+	file := m.corefile("nft-gateway", "max_grants 100000", "max_grants_client 60000", m.routedTo("many.test", "ttl 1s 1h"))
 	real := func(n int) string { return fmt.Sprintf("198.18.40.%d", n%others+1) }
 	name := func(n int) string { return fmt.Sprintf("n%d.many.test.", n) }
 	for n := range names {
-		m.atlas.addrs(name(n), 60, real(n))
+		m.atlas.addrs(name(n), 3600, real(n)) // open until the end
 	}
 	c := m.start(file)
 

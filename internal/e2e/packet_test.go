@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -75,9 +74,6 @@ type wire struct {
 	marks, marked int
 }
 
-// ethertypeMark is free for experiments (IEEE 802).
-const ethertypeMark = 0x88b5
-
 // tap starts to remember.
 func (w *world) tap() *wire {
 	w.Helper()
@@ -93,7 +89,7 @@ func (w *world) tap() *wire {
 			x.mu.Lock()
 			if p, ok := readPacket(frame); ok {
 				x.packets = append(x.packets, p)
-			} else if len(frame) > 14 && bin.BigEndian.Uint16(frame[12:]) == ethertypeMark {
+			} else if len(frame) > 14 && bin.BigEndian.Uint16(frame[12:]) == netlab.EthertypeMark {
 				x.marked++
 			}
 			x.mu.Unlock()
@@ -121,21 +117,23 @@ func (x *wire) count(match func(packet) bool) (n int) {
 	return n
 }
 
-// sync waits until a frame that the guard sends now has come by: what was sent
-// before it is then there as well.
+// sync waits until frames that the guard sends now have come by: what was sent
+// before them is then there as well.
 func (x *wire) sync() {
 	x.Helper()
-	x.mu.Lock()
-	x.marks++
-	marks := x.marks
-	x.mu.Unlock()
-	x.must(x.guard.Inject("wan0", append([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, ethertypeMark >> 8, ethertypeMark & 0xff}, "mark"...)))
-	x.eventually("the mark comes by", func() bool {
+	for range 2 {
+		sent, err := x.guard.Mark("wan0")
+		x.must(err)
 		x.mu.Lock()
-		defer x.mu.Unlock()
-		return x.marked >= marks
-	})
-	time.Sleep(10 * time.Millisecond) // each CPU has a queue of its own
+		x.marks += sent
+		marks := x.marks
+		x.mu.Unlock()
+		x.eventually("the marks come by", func() bool {
+			x.mu.Lock()
+			defer x.mu.Unlock()
+			return x.marked >= marks
+		})
+	}
 }
 
 // send sends a packet out of an interface of a host, as nothing but root can: with
@@ -210,15 +208,15 @@ func newICMP(source, destination string) packet {
 // The flags of a TCP header.
 const fin, syn, rst, psh, ack, urg = 1, 2, 4, 8, 16, 32
 
-// newTCP makes a TCP segment without data.
-func newTCP(source, destination string, from, to uint16, flags byte) packet {
+// newTCP makes a TCP segment.
+func newTCP(source, destination string, from, to uint16, flags byte, data ...byte) packet {
 	b := bin.BigEndian.AppendUint16(nil, from)
 	b = bin.BigEndian.AppendUint16(b, to)
 	b = append(b, 0, 0, 0, 1, 0, 0, 0, 0, 5<<4, flags, 0xff, 0xff, 0, 0, 0, 0)
 	if flags&ack != 0 {
 		b[11] = 1
 	}
-	return newPacket(source, destination, 64, unix.IPPROTO_TCP, b, 16)
+	return newPacket(source, destination, 64, unix.IPPROTO_TCP, append(b, data...), 16)
 }
 
 // newSCTP makes the packet that a connection begins with (RFC 9260, section 3.3.2).

@@ -99,6 +99,12 @@ func (t *traffic) counted(what string) {
 	t.count[what]++
 }
 
+func (t *traffic) counts(what string) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.count[what]
+}
+
 func (t *traffic) took(what string, d time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
