@@ -257,7 +257,7 @@ func (s *settings) unused() time.Duration {
 
 // tidy takes addresses from names that nobody uses, until the guard is closed.
 func (g *guard) tidy(ctx context.Context) {
-	tick := time.NewTicker(tidyInterval)
+	tick := time.NewTicker(g.interval)
 	defer tick.Stop()
 	for {
 		select {

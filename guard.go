@@ -61,6 +61,7 @@ type guard struct {
 	// What works on routes, from when there are any.
 	working  sync.WaitGroup
 	stopWork context.CancelFunc
+	interval time.Duration // of tidying
 
 	up        chan struct{} // closed when it is armed first
 	enforcing atomic.Bool   // the rules stand in the kernel
@@ -89,6 +90,7 @@ func newGuard(newBackend func(*backend.InForce, backend.Observer) backend.Backen
 		history:  why.NewHistory(why.Size),
 		classes:  []string{""},
 		cuts:     newCuts(),
+		interval: tidyInterval,
 		up:       make(chan struct{}),
 		failures: rate.Sometimes{First: 1, Interval: logInterval},
 		repairs:  rate.Sometimes{First: 1, Interval: logInterval},

@@ -145,6 +145,11 @@ func TestRoutedAnswer(t *testing.T) {
 		{"an address of the pool for another name", "ipdestinationguard {\nmode nft-local\nprivate ** 100.64.0.0/10\nroute **.routed.test\n}", here,
 			"a.test. AAAA", "a.test. 30 AAAA ::ffff:100.96.0.7", "Filtered: stripped 100.96.0.7: an address of a route's pool\n", "", nil},
 
+		{"a name that opens nothing", "ipdestinationguard {\nmode nft-local\nexcept www.routed.test\nroute **.routed.test\n}", here, "www.routed.test. A", "www.routed.test. 30 A 9.9.9.9",
+			"www.routed.test. 30 IN A 9.9.9.9\n", "", nil},
+		{"another name that leads to it", "ipdestinationguard {\nmode nft-local\nexcept www.routed.test\nroute **.routed.test\n}", here, "a.test. A", "a.test. 30 CNAME www.routed.test.\nwww.routed.test. 30 A 9.9.9.9",
+			"a.test. 30 IN A 100.96.0.1\n", "100.96.0.1 to this machine\n", []string{"100.96.0.1 > 9.9.9.9"}},
+
 		{"a stranger asks a server", local(""), there, "www.routed.test. A", "www.routed.test. 300 A 9.9.9.9",
 			"www.routed.test. 300 IN A 9.9.9.9\n", "", nil},
 		{"a stranger asks a server, for another name", local(""), there, "a.test. A", "a.test. 300 A 9.9.9.9",
@@ -158,10 +163,13 @@ func TestRoutedAnswer(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := newRig(t, tt.directive)
-			c := r.at(tt.from)
+			c, before := r.at(tt.from), metrics(t)["rewritten_total"]
 			r.wantText(c.ask(tt.question, tt.answer), tt.want)
 			r.wantText(r.grantsText(), tt.grants)
 			r.wantMapped(tt.mapped...)
+			if n := metrics(t)["rewritten_total"] - before; len(tt.mapped) > 0 && n != 1 {
+				t.Errorf("%v answers are counted as rewritten", n)
+			}
 			if c.Msg.AuthenticatedData {
 				t.Error("it calls itself authentic")
 			}
@@ -335,6 +343,56 @@ func TestWhoMakesUpNamesLeavesSome(t *testing.T) {
 			}
 			if n < 10 || n > 20 || !had("10.0.0.1", "www.routed.test.") {
 				t.Errorf("one has %d addresses of 30", n)
+			}
+		})
+	}
+}
+
+// Names that a route has literally count for nobody: there are no more of them than its line says.
+func TestNamesOfALineCountForNobody(t *testing.T) {
+	var names []string
+	for i := range 28 {
+		names = append(names, fmt.Sprintf("n%d.routed.test", i))
+	}
+	r := newRig(t, "ipdestinationguard {\nmode nft-gateway\nroute "+strings.Join(names, " ")+" {\npool 10.9.0.0/27\n}\n}")
+	for i, name := range names {
+		r.wantText(r.at("10.0.0.66").ask(name+". A", name+". 300 A 9.9.9.9"), fmt.Sprintf("%s. 60 IN A 10.9.0.%d\n", name, i+1))
+	}
+}
+
+// What is refused is counted, by why; and a name more than max_mappings is.
+func TestRefusedMappingsAreCounted(t *testing.T) {
+	for _, tt := range []struct {
+		name, counted, want string
+		trouble             func(*rig)
+	}{
+		{"as many are mapped as may be", "full", "all addresses of the pool are in use, or as many as may be (max_mappings)",
+			func(r *rig) {
+				for i := range 4 {
+					name := fmt.Sprintf("w%d.routed.test.", i)
+					r.wantText(r.at("127.0.0.1").ask(name+" A", name+" 30 A 9.9.9.9"), fmt.Sprintf("%s 30 IN A 100.96.0.%d\n", name, i+1))
+				}
+			}},
+		{"the kernel refuses", "full", "as many addresses are mapped as may be (max_mappings)", func(r *rig) { r.kernel.Refuse(backend.ErrMappings) }},
+		{"the kernel is late", "late", "the firewall has not confirmed the address in time", func(r *rig) { r.kernel.Refuse(backend.ErrLate) }},
+		{"the book is closed", "failed", "the book of mapped addresses is closed", func(r *rig) { r.guard.closeBooks(nil) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t, "ipdestinationguard {\nmode nft-local\nmax_mappings 4\nroute **.routed.test\n}")
+			tt.trouble(r)
+			before := metrics(t)
+			if got := r.ask(); !strings.Contains(got, "SERVFAIL") || !strings.HasSuffix(got, ": "+tt.want+"\n") {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+			now := metrics(t)
+			for _, reason := range []string{"full", "late", "failed"} {
+				key, want := "mappings_refused_total{"+reason+"}", 0.0
+				if reason == tt.counted {
+					want = 1
+				}
+				if got := now[key] - before[key]; got != want {
+					t.Errorf("%s: %v more, want %v", key, got, want)
+				}
 			}
 		})
 	}

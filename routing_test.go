@@ -2,6 +2,7 @@ package ipdestinationguard
 
 import (
 	"errors"
+	stdlog "log"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -301,6 +302,19 @@ func TestUnusedNames(t *testing.T) {
 	r.wantText(r.at("127.0.0.1").ask("b.routed.test. A", "b.routed.test. 30 A 9.9.9.10"), strings.Replace(strings.Replace(wwwMapped, "www", "b", 1), "0.1", "0.2", 1))
 }
 
+// A running process takes them by itself.
+func TestUnusedAddressesGoByThemselves(t *testing.T) {
+	r := newRig(t, "ipdestinationguard nft-both")
+	r.guard.interval = time.Millisecond
+	r.arm(routedBoth)
+	r.ask()
+	r.clock.advance(tidyUnused)
+	r.eventually("nothing is mapped", func() bool { return len(r.kernel.Mappings()) == 0 })
+	before := metrics(t)["mappings_freed_total"]
+	r.clock.advance(2 * tidyInterval)
+	r.eventually("somebody else may have the address", func() bool { return metrics(t)["mappings_freed_total"] > before })
+}
+
 // The book and its folder are nobody else's.
 func TestBookIsPrivate(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "new", "mappings.db")
@@ -386,4 +400,44 @@ func TestRoutesOfBeforeThatCannotGo(t *testing.T) {
 		t.Errorf("%v, %d routes", err, n)
 	}
 	r.wantText(r.ask(), wwwMapped)
+}
+
+// It is counted what names have, and what is left for others.
+func TestMappingsAreCounted(t *testing.T) {
+	r := newRig(t, "ipdestinationguard {\nmode nft-both\nroute **.routed.test {\npool 10.9.0.0/29 fd09::/64\n}\n}")
+	process.Lock()
+	was := process.guard
+	process.guard = r.guard
+	process.Unlock()
+	defer func() {
+		process.Lock()
+		process.guard = was
+		process.Unlock()
+	}()
+	r.ask()
+	now := metrics(t)
+	for key, want := range map[string]float64{"mappings{ipv4}": 1, "mappings{ipv6}": 0, "mappings_free{ipv4}": 5} {
+		if now[key] != want {
+			t.Errorf("%s is %v, want %v", key, now[key], want)
+		}
+	}
+}
+
+// Who gives the machine an address in a pool, while it runs, is told so.
+func TestOverlapIsLogged(t *testing.T) {
+	var lines strings.Builder
+	stdlog.SetOutput(&lines)
+	defer stdlog.SetOutput(os.Stderr)
+	r := newRig(t, routedBoth)
+	addrs := []string{"192.0.2.1/24", "100.100.7.7/10"}
+	for i, want := range []string{"", "pool 100.96.0.0/11 overlaps 100.64.0.0/10, where this machine now has the address 100.100.7.7: one of the two does not work. Give the route another pool\n"} {
+		r.guard.host.addresses = func() []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(addrs[i])} }
+		changed := make(chan struct{}, 1)
+		changed <- struct{}{}
+		close(changed)
+		r.guard.follow(changed)
+		if got := lines.String(); !strings.HasSuffix(got, want) || want == "" && got != "" {
+			t.Errorf("with %s: %q, want %q", addrs[i], got, want)
+		}
+	}
 }

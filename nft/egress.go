@@ -13,11 +13,11 @@ import (
 // routes of before.
 func routeChains(r *backend.Rules, anyBound bool) (first, last []chain) {
 	if len(r.Routes) > 0 {
-		last = leavingChains(r)
+		first, last = nowhereChains(r), leavingChains(r)
 	}
 	if anyBound && r.Gateway {
 		elsewhere, gone := stray(r, backend.Forward, chainBound, rejectNoHost), stray(r, backend.Forward, chainBound+"-gone", drop)
-		first = append(append(elsewhere.chains(), gone.chains()...), bound(chainBound, r, elsewhere, gone))
+		first = append(slices.Concat(first, elsewhere.chains(), gone.chains()), bound(chainBound, r, elsewhere, gone))
 	}
 	if anyBound && r.Local { // before, no packet on its way out tells which that is
 		name := chainBound + "-" + chainLeaving

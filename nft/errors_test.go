@@ -26,13 +26,15 @@ func TestKernelLacks(t *testing.T) {
 	elsewhere := capture
 	elsewhere.Capture = 5353
 	base.Linger = 1e9
+	routes := capture
+	routes.Capture, routes.Book, routes.Routes = 0, "book", []backend.Route{{Name: "one", Pools: poolsOfTests}}
 	for name, tt := range map[string]struct {
 		rules backend.Rules
 		need  []string
 	}{
 		"neither": {rules: base}, "a user": {rules: uid}, "elsewhere": {rules: elsewhere, need: []string{"nft_chain_nat", "nft_redir"}},
 		"units": {units, []string{"nft_socket"}}, "self": {self, []string{"nft_socket"}}, "class": {class, []string{"nft_socket"}},
-		"capture": {capture, []string{"nft_chain_nat", "nft_fib_inet"}},
+		"capture": {capture, []string{"nft_chain_nat", "nft_fib_inet"}}, "routes": {routes, []string{"nft_chain_nat", "nft_fib_inet", "nft_masq"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			msgs, err := newRuleset(tt.rules).compile(present{}, false, 0, true)

@@ -14,7 +14,7 @@ import (
 // round.
 //
 //	prerouting, output  -110  routed-*      to a pool: judged, or refused at once
-//	prerouting, output  -105  translate-*   to the real address
+//	prerouting, output  -105  translate-*   to the real address, or refused: of others
 //	forward, output        0  guarded       leaves by its route, or is refused
 //	input                  0  own-address   never arrives here
 //	postrouting            0  leaving       what this machine sends leaves by its route
@@ -31,6 +31,7 @@ const (
 	chainEgress    = "egress"
 	chainBound     = "bound"
 	chainAtOnce    = "at-once"
+	chainNowhere   = "nowhere"
 
 	setMapped = "mapped"
 	setRoute  = "route-"
@@ -149,14 +150,22 @@ func (p *path) guarded() []match {
 	return []match{notLoopback}
 }
 
-// translate is the chain that sends new connections to what stands behind a mapped address.
+// translate is the chain that sends new connections to what stands behind a mapped address,
+// and refuses those of senders that are not guarded. No live ones come by it.
 func (p *path) translate() chain {
 	c := chain{name: p.name(chainTranslate), base: &translateOutputBase}
 	if p.forward {
 		c.base = &translateForwardBase
-		if p.rules.Capture != 0 {
-			c.rules = append(c.rules, rule{"plain DNS of clients: captured", append(p.guarded(), tcpOrUDP, plainDNSPort), accept})
-		}
+	}
+	if !p.guards() {
+		c.rules = p.nowhere(toOthers)
+		return c
+	}
+	if p.forward && len(p.rules.Interfaces) > 0 {
+		c.rules = p.nowhere(notGuarded, toOthers)
+	}
+	if p.forward && p.rules.Capture != 0 {
+		c.rules = append(c.rules, rule{"plain DNS of clients: captured", append(p.guarded(), tcpOrUDP, plainDNSPort), accept})
 	}
 	for _, pool := range pools(p.rules.Routes) {
 		name := mappedName(pool.Addr().Is4(), p.rules.Book)

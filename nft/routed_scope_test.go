@@ -1,9 +1,11 @@
 package nft
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -162,24 +164,60 @@ func TestRoutedCapture(t *testing.T) {
 	}
 }
 
-// Whoever comes in by an interface that is not guarded has nothing of a route.
+// Senders that are not guarded have nothing of a route. What they send to a pool is refused, as
+// it is of others, and leaves no other way; but what is live goes on.
 func TestRoutedUnguarded(t *testing.T) {
-	n := routedNetwork(t)
-	r := routedRules(t)
-	r.Interfaces = []string{"lan0"}
-	n.guard(r)
-	defer n.dump()
-	n.mapTo("one", 1, 1)
-	other := []backend.Scope{backend.ClientScope(netip.MustParseAddr(other4)), backend.ClientScope(netip.MustParseAddr(other6)), n.link("lan1")}
-	n.openMapped(1, append(other, n.link("lan0"))...)
-	n.seen(n.client, 1, 1, egressOne4, egressOne6)
-	for _, network := range []string{"tcp", "udp"} {
-		n.reaches(n.other, false, network, toMapped(1, whoPort)...)
-	}
-	for i, real := range to(1, whoPort) {
-		want := []string{other4, other6}[i] + " to " + both(addrs(1))[i].String()
-		if got, err := asked(t.Context(), n.other, "tcp", real); got != want {
-			t.Errorf("seen as %q (%v), want %q", got, err, want)
-		}
+	for name, tt := range map[string]struct {
+		rules func(*backend.Rules)
+		who   func(*network) speaker
+		as    [2]string
+	}{
+		"by another interface": {func(r *backend.Rules) { r.Interfaces = []string{"lan0"} }, func(n *network) speaker { return n.other }, [2]string{other4, other6}},
+		"a gateway itself":     {func(r *backend.Rules) { r.Local = false }, func(n *network) speaker { return n.here }, [2]string{from4, from6}},
+		"through a server":     {func(r *backend.Rules) { r.Gateway = false }, func(n *network) speaker { return n.other }, [2]string{other4, other6}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := routedNetwork(t)
+			for _, pool := range poolsOfTests { // as if somebody had its addresses
+				if err := n.world.Local(pool.String()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			const sentinel4, sentinel6 = "100.100.111.1", "fd00:2021:1111:8000:100:100:111:1"
+			if err := errors.Join(n.here.Addr("wan", sentinel4+"/32"), n.here.Addr("wan", sentinel6+"/128"), n.here.Echo(444)); err != nil {
+				t.Fatal(err)
+			}
+			r, who := routedRules(t), tt.who(n)
+			tt.rules(&r)
+			without := r
+			without.Routes = nil
+			n.guard(without)
+			defer n.dump()
+			live := n.dialsBoth(who, toMapped(3, 443)...)
+			n.reopen(r)
+			n.mapTo("one", 1, 1)
+			for _, s := range n.senders() {
+				n.openMapped(1, s.holder)
+			}
+			n.openMapped(1, n.link("lan1"), backend.ClientScope(netip.MustParseAddr(other4)), backend.ClientScope(netip.MustParseAddr(other6)))
+			sniffed := n.countsTo("wan", slices.Concat(both(mappedAddrs(1)), both(mappedAddrs(2))))
+			n.refused(who, append(toMapped(1, 443), toMapped(2, 443)...)...)
+			if leaked := sniffed(); leaked > 0 {
+				t.Errorf("%d packets have left by the default route", leaked)
+			}
+			n.talks(true, live...)
+			for _, network := range []string{"tcp", "udp"} { // of this machine
+				n.reaches(who, true, network, net.JoinHostPort(sentinel4, "444"), net.JoinHostPort(sentinel6, "444"))
+			}
+			for i, real := range to(1, whoPort) {
+				want := tt.as[i] + " to " + both(addrs(1))[i].String()
+				if got, err := asked(t.Context(), who, "tcp", real); got != want {
+					t.Errorf("seen as %q (%v), want %q", got, err, want)
+				}
+			}
+			if s := n.senders()["forwarded"]; name == "by another interface" {
+				n.seen(s, 1, 1, egressOne4, egressOne6)
+			}
+		})
 	}
 }

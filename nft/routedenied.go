@@ -56,3 +56,29 @@ func (p *path) optionsChains(o opening) []chain {
 	o.refuse = goTo(c.name)
 	return []chain{c, o.optionsChain()}
 }
+
+// guards reports whether anybody's packets are guarded on the path.
+func (p *path) guards() bool { return [backend.Hooks]bool{p.rules.Local, p.rules.Gateway}[p.hook()] }
+
+// nowhere refuses what others send to a pool, under these conditions. They are not guarded, so
+// that is neither counted nor in audit.
+func (p *path) nowhere(conditions ...match) (rules []rule) {
+	for _, pool := range pools(p.rules.Routes) {
+		rules = append(rules, rule{"no mapped address is open to others", append([]match{destinationIn(pool)}, conditions...), goTo(chainNowhere)})
+	}
+	return rules
+}
+
+// nowhereChains are the chain for that, and those of paths that are not guarded.
+func nowhereChains(r *backend.Rules) []chain {
+	if r.Local && r.Gateway && len(r.Interfaces) == 0 {
+		return nil // all are guarded
+	}
+	chains := []chain{{name: chainNowhere, rules: append([]rule{unanswered}, atOnce...)}}
+	for _, p := range []*path{{rules: r}, {rules: r, forward: true}} {
+		if !p.guards() {
+			chains = append(chains, p.translate())
+		}
+	}
+	return chains
+}

@@ -110,6 +110,8 @@ func goldenRules(t testing.TB) map[string]backend.Rules {
 	routesOut := gateway
 	routesOut.AuditGateway = true
 	routesOut.Book, routesOut.Routes = "cdef", []backend.Route{{Name: "dd", Pools: routes.Routes[0].Pools, Out: "wan0"}}
+	routesLocal := local
+	routesLocal.Book, routesLocal.Routes = "cdef", []backend.Route{{Name: "ee", Pools: routes.Routes[0].Pools, Transparent: true}}
 	routesBoth := linger
 	routesBoth.LocalHolders = []backend.Holder{backend.Machine, backend.User}
 	routesBoth.Upstream, routesBoth.Self = applications.Upstream, applications.Self
@@ -118,7 +120,7 @@ func goldenRules(t testing.TB) map[string]backend.Rules {
 	routesAudit.AuditLocal, routesAudit.AuditGateway, routesAudit.LogGroup = true, true, 5300
 
 	return map[string]backend.Rules{
-		"audit": audit, "audit-gateway": auditGateway, "routes": routes, "routes-plain": routesPlain, "routes-out": routesOut, "routes-both": routesBoth, "routes-audit": routesAudit,
+		"audit": audit, "audit-gateway": auditGateway, "routes": routes, "routes-plain": routesPlain, "routes-out": routesOut, "routes-local": routesLocal, "routes-both": routesBoth, "routes-audit": routesAudit,
 		"local": local, "gateway": gateway, "both": both, "everything": everything,
 		"applications": applications, "classes": classes, "capture": capture, "linger": linger,
 	}

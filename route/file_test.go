@@ -19,6 +19,9 @@ import (
 
 func TestFresh(t *testing.T) {
 	d := newDesk(t)
+	if db := d.store.db; db.NoSync || db.NoGrowSync {
+		t.Error("what it has told may not be on the disk") // as no crash of this process shows
+	}
 	id := d.ID()
 	if !slices.Equal(d.Strange(), everything) || len(id) != 16 || strings.Trim(id, "0123456789abcdef") != "" {
 		t.Errorf("strange %v, id %q", d.Strange(), id)

@@ -115,9 +115,9 @@ func (k *Knowledge) Explain(f *Flow) Verdict {
 	case k.Own != nil && k.Own(f.To), f.To.IsLoopback():
 		return pass(Itself, "it goes to this machine itself, which is not guarded")
 	case !guarded:
-		return pass(Unguarded, "what the machine %s is not guarded in this mode", f.does())
+		return k.unguarded(f, fmt.Sprintf("what the machine %s is not guarded in this mode", f.does()))
 	case f.Forwarded && f.In != "" && len(k.Rules.Interfaces) > 0 && !slices.Contains(k.Rules.Interfaces, f.In):
-		return pass(Unguarded, "it comes in by %s, which is not among the interfaces that are guarded", f.In)
+		return k.unguarded(f, fmt.Sprintf("it comes in by %s, which is not among the interfaces that are guarded", f.In))
 	case k.pooled(f.To) && !(f.Forwarded && k.Rules.Capture != 0 && f.asks() && f.Port == 53):
 		return k.mapped(f)
 	case f.Forwarded && k.Rules.Capture != 0 && f.asks() && f.Port == 53:
@@ -135,6 +135,14 @@ func (k *Knowledge) Explain(f *Flow) Verdict {
 		return refuse(OthersAsk, "only CoreDNS asks upstream")
 	}
 	return k.opened(f)
+}
+
+// unguarded is what becomes of packets of who is not guarded, and why he is not.
+func (k *Knowledge) unguarded(f *Flow, why string) Verdict {
+	if k.pooled(f.To) {
+		return refuse(Unassigned, "unassigned: no address of a route's pool is open to who is not guarded: %s", why)
+	}
+	return pass(Unguarded, "%s", why)
 }
 
 // opened is what becomes of packets that only a grant can open the way to.

@@ -216,6 +216,22 @@ func TestExplainMapped(t *testing.T) {
 			t.Errorf("%s: %+v, want %s: %s", tt.to, v, tt.want, tt.text)
 		}
 	}
+	for _, tt := range []struct {
+		change func(*backend.Rules)
+		flow   Flow
+		text   string
+	}{
+		{func(r *backend.Rules) { r.Local = false }, Flow{}, "what the machine sends is not guarded in this mode"},
+		{func(r *backend.Rules) { r.Gateway = false }, Flow{Forwarded: true}, "what the machine forwards is not guarded in this mode"},
+		{func(*backend.Rules) {}, Flow{Forwarded: true, In: "wan0"}, "it comes in by wan0, which is not among the interfaces that are guarded"},
+	} {
+		unguarded, f := *k, tt.flow
+		tt.change(&unguarded.Rules)
+		f.To, f.Protocol, f.Port = addr(mapped), tcp, 443
+		if v, want := unguarded.Explain(&f), "unassigned: no address of a route's pool is open to who is not guarded: "+tt.text; v.Passes || v.Reason != Unassigned || v.Text != want {
+			t.Errorf("%+v, want %s", v, want)
+		}
+	}
 	k.Stray = func(f *Flow) string { return f.To.String() + " strays" }
 	for to, want := range map[string]Verdict{
 		mapped:  {Reason: NoWay, Text: "mapped address of www.example.com: " + mapped + " strays"},

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"net"
@@ -92,6 +93,19 @@ func TestMedian(t *testing.T) {
 	}
 	if m := mad([]float64{1, 2, 3, 10}); m != 1 {
 		t.Error(m)
+	}
+}
+
+// What falls short makes the program fail.
+func TestMissed(t *testing.T) {
+	var r report
+	r.add(row{Name: "no limit"}, row{Name: "enough", Ratio: 0.96}.atLeast(0.95), row{Name: "as much", Ours: 2}.atMost(2, "s"))
+	if err := r.missed(); err != nil {
+		t.Error(err)
+	}
+	r.add(row{Name: "hot", What: "cached", Ratio: 0.94}.atLeast(0.95), row{Name: "cold", What: "new", Ours: 3}.atMost(2, "s"))
+	if got, want := fmt.Sprint(r.missed()), "hot, cached: wanted >= 0.95\ncold, new: wanted <= 2 s"; got != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 

@@ -117,6 +117,9 @@ func run() error {
 	}
 	b.report.finish()
 	b.report.print(os.Stdout)
+	if !b.quick { // which is too short to tell
+		failed = errors.Join(failed, b.report.missed())
+	}
 	if plots != "" && !b.quick {
 		failed = errors.Join(failed, b.report.plots(plots))
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -139,6 +140,16 @@ func (r row) ratioAtMost(ratio float64) row {
 	ok := r.ratio() <= ratio
 	r.Reached = &ok
 	return r
+}
+
+// missed says which rows are not as they should be.
+func (r *report) missed() (err error) {
+	for _, row := range r.Rows {
+		if row.Reached != nil && !*row.Reached {
+			err = errors.Join(err, fmt.Errorf("%s, %s: wanted %s", row.Name, row.What, row.Target))
+		}
+	}
+	return err
 }
 
 func values(s []sample, of func(sample) float64) (v []float64) {

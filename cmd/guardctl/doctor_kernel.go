@@ -83,7 +83,7 @@ func (d *doctor) tries(can func(backend.Rules) error) {
 			r.LocalHolders = append(r.LocalHolders, backend.User, backend.Unit)
 		})},
 		{warning, "capture (nft_redir, nft_chain_nat)", "the option capture cannot be used", rules(func(r *backend.Rules) { r.Capture = 53 })},
-		{warning, "routes (nft_nat, nft_masq, nft_chain_nat)", "the option route cannot be used", rules(func(r *backend.Rules) {
+		{warning, "routes (nft_nat, nft_masq, nft_chain_nat, nft_fib_inet)", "the option route cannot be used", rules(func(r *backend.Rules) {
 			pools := []netip.Prefix{netip.MustParsePrefix("100.96.0.0/11"), netip.MustParsePrefix("fd00:2021:1111:8000::/107")}
 			r.MaxMappings, r.Book = 1<<10, "doctor"
 			r.Routes = []backend.Route{{Name: "masked", Pools: pools}, {Name: "fixed", Pools: pools, Egress: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}}

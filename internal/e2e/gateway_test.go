@@ -95,6 +95,7 @@ const (
 	egress4, egress6     = "198.51.100.20", "2001:db8:100::20"
 	egressOf2            = "198.51.100.148"
 	masquerade4          = "198.51.100.10"
+	masquerade6          = "2001:db8:100::10"
 	quad9                = "9.9.9.9"
 	resolverName         = "dns.quad9.net"
 	routedName, another  = "www.github.com.", "api.partner.example."

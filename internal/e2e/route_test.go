@@ -179,6 +179,23 @@ func TestRoutedNamesWithoutEgress(t *testing.T) {
 	})
 }
 
+// A machine that has no way to IPv6 gives no IPv6 addresses of names with a route, and says why.
+func TestRoutedNamesWithoutIPv6(t *testing.T) {
+	eachMode(t, func(w *world, m mode) {
+		w.letPing()
+		w.shell(w.guard, "ip -6 route delete default")
+		w.start(corefile(guardBlock(m.name, routeBlock("one"))))
+		guarded, _ := m.parties(w)
+		for _, p := range guarded {
+			answer := w.query(p.Host, "udp", p.resolver4, inZone("one", 60, p.addr6(1)), dns.TypeToString[dns.TypeAAAA], 1232)
+			if answer.Rcode != dns.RcodeSuccess || len(answer.Answer) > 0 || !hasEDE(answer, dns.ExtendedErrorCodeFiltered) {
+				t.Errorf("%s is told\n%v", p.Name(), answer)
+			}
+			w.reach(p, w.mappedTo(p, "one", p.addr4(1)))
+		}
+	})
+}
+
 // nameAt asks for the name of a mapped address; it is empty if there is none.
 func (w *world) nameAt(p party, addr string) string {
 	w.Helper()
