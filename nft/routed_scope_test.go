@@ -200,7 +200,7 @@ func TestRoutedUnguarded(t *testing.T) {
 				n.openMapped(1, s.holder)
 			}
 			n.openMapped(1, n.link("lan1"), backend.ClientScope(netip.MustParseAddr(other4)), backend.ClientScope(netip.MustParseAddr(other6)))
-			sniffed := n.countsTo("wan", slices.Concat(both(mappedAddrs(1)), both(mappedAddrs(2))))
+			sniffed := n.countsTo(slices.Concat(both(mappedAddrs(1)), both(mappedAddrs(2))))
 			n.refused(who, append(toMapped(1, 443), toMapped(2, 443)...)...)
 			if leaked := sniffed(); leaked > 0 {
 				t.Errorf("%d packets have left by the default route", leaked)
