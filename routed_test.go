@@ -195,8 +195,8 @@ func TestRoutedAnswerWaitsForTheKernel(t *testing.T) {
 }
 
 func TestRoutedRefusal(t *testing.T) {
-	directive := func(hold, options string) string {
-		return "ipdestinationguard {\nmode nft-both\nhold " + hold + "\nroute **.routed.test {\n" + options + "\n}\n}"
+	directive := func(mode, hold, options string) string {
+		return "ipdestinationguard {\nmode " + mode + "\nhold " + hold + "\nroute **.routed.test {\n" + options + "\n}\n}"
 	}
 	for _, tt := range []struct {
 		name, options, want string
@@ -213,15 +213,16 @@ func TestRoutedRefusal(t *testing.T) {
 			func(r *rig) { r.kernel.Refuse(backend.ErrMappings) }},
 		{"the kernel is late", "", "SERVFAIL\nNot Ready: the firewall has not confirmed the address in time\n",
 			func(r *rig) { // only the kernel: the name has an address already
+				r.arm(directive("nft-both", "1m", ""))
 				r.at("10.0.0.1").ask("www.routed.test. A", "www.routed.test. 30 A 9.9.9.9")
-				r.arm(directive("20ms", ""))
+				r.arm(directive("nft-both", "20ms", ""))
 				r.kernel.Stall()
 			}},
 		{"the book is closed", "", "SERVFAIL\nOther: the book of mapped addresses is closed\n",
 			func(r *rig) { r.guard.closeBooks(nil) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			r := newRig(t, directive("1m", tt.options))
+			r := newRig(t, directive("nft-local", "1m", tt.options))
 			tt.trouble(r)
 			before := r.grantsText()
 			r.wantText(r.at("127.0.0.1").ask("www.routed.test. A", "www.routed.test. 30 A 9.9.9.9"), tt.want)
