@@ -169,12 +169,12 @@ func TestRoutedCapture(t *testing.T) {
 func TestRoutedUnguarded(t *testing.T) {
 	for name, tt := range map[string]struct {
 		rules func(*backend.Rules)
-		who   func(*network) speaker
+		who   func(*network) host
 		as    [2]string
 	}{
-		"by another interface": {func(r *backend.Rules) { r.Interfaces = []string{"lan0"} }, func(n *network) speaker { return n.other }, [2]string{other4, other6}},
-		"a gateway itself":     {func(r *backend.Rules) { r.Local = false }, func(n *network) speaker { return n.here }, [2]string{from4, from6}},
-		"through a server":     {func(r *backend.Rules) { r.Gateway = false }, func(n *network) speaker { return n.other }, [2]string{other4, other6}},
+		"by another interface": {func(r *backend.Rules) { r.Interfaces = []string{"lan0"} }, func(n *network) host { return n.other }, [2]string{other4, other6}},
+		"a gateway itself":     {func(r *backend.Rules) { r.Local = false }, func(n *network) host { return n.here }, [2]string{from4, from6}},
+		"through a server":     {func(r *backend.Rules) { r.Gateway = false }, func(n *network) host { return n.other }, [2]string{other4, other6}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := routedNetwork(t)
