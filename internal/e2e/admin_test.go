@@ -360,7 +360,8 @@ func TestRevoke(t *testing.T) {
 	path, option := w.socket()
 	w.start(corefile(guardBlock("nft-both", option)))
 	self, behind := w.self(), w.behind()
-	time.Sleep(31 * time.Second) // until then the guard lets connections pass that it has not seen begin
+	time.Sleep(w.arming()) // until then the guard lets connections pass that it has not seen begin
+	w.eventually("the arming has ended", func() bool { return w.arming() == 0 })
 	for i := 1; i <= 3; i++ {
 		w.lookup(w.client, gateway4, behind.addr4(i), 600)
 		w.lookup(w.guard, "127.0.0.1", self.addr4(i), 600)
