@@ -51,7 +51,7 @@ func authenticating(t *testing.T, tree dns.Handler, v validator) test.HandlerFun
 // What answers of a signed tree open, some of which somebody has tampered with: to who
 // validates, and to who believes a resolver that does.
 func TestSignedTree(t *testing.T) {
-	tree, cases, err := signedtree.Cases(false)
+	tree, cases, err := signedtree.Cases()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -65,13 +65,9 @@ func TestHugePart(t *testing.T) {
 	defer churn.Wait()
 	defer cancel()
 	for i := range 10 {
-		began := time.Now()
 		service := fmt.Sprintf("/system.slice/%d.service", i)
 		c.isUnit(a, c.add(service), service, c.add(service))
 		c.isUnit(a, c.add(service+"/worker"), service, c.add(service))
-		if took := time.Since(began); took > time.Second {
-			t.Errorf("it took %v", took)
-		}
 	}
 	other := "/user.slice/user-2000.slice/user@2000.service/app.slice/a.service"
 	c.isUnit(a, c.add(other), other, c.add(other))

@@ -32,7 +32,7 @@ func rooted(t *testing.T, tree *signedtree.Tree, change func(*Config)) *Validato
 }
 
 func TestSignedTree(t *testing.T) {
-	tree, cases, err := signedtree.Cases(false)
+	tree, cases, err := signedtree.Cases()
 	if err != nil {
 		t.Fatal(err)
 	}

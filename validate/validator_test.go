@@ -222,14 +222,17 @@ func TestTooManyWait(t *testing.T) {
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	n := 0
-	for ; n <= maxWaiting; n++ {
+	for ; n < 4*maxWaiting; n++ { // libunbound gives up what has waited for some 17 s: on a slow machine some have left
 		if _, err := v.Validate(gone, question(fmt.Sprintf("n%d.signed.", n)), uint64(n)); errors.Is(err, ErrBusy) {
 			break
 		}
 	}
+	v.mu.Lock()
+	waiting := len(v.waiting)
+	v.mu.Unlock()
 	close(release)
-	if n != maxWaiting {
-		t.Errorf("%d have got a place, want %d", n, maxWaiting)
+	if n < maxWaiting || n == 4*maxWaiting || waiting > maxWaiting {
+		t.Errorf("%d have got a place, and %d are waiting, want %d", n, waiting, maxWaiting)
 	}
 }
 
@@ -255,16 +258,15 @@ func TestFloodOfOneAsker(t *testing.T) {
 			break
 		}
 	}
-	if places != maxWaiting/2 {
-		t.Errorf("one has got %d places, want %d", places, maxWaiting/2)
+	v.mu.Lock()
+	held := v.held[1]
+	v.mu.Unlock()
+	if places != maxWaiting/2 || held != places {
+		t.Errorf("one has got %d places, and has %d, want %d", places, held, maxWaiting/2)
 	}
 	for i := range 10 {
-		a, err := v.Validate(t.Context(), question(fmt.Sprintf("n%d.plain.", i)), 2)
-		v.mu.Lock()
-		held := v.held[1]
-		v.mu.Unlock()
-		if err != nil || a.Verdict != Insecure || held != places {
-			t.Fatalf("another has got %v, %v, when %d of %d were still waiting", a, err, held, places)
+		if a, err := v.Validate(t.Context(), question(fmt.Sprintf("n%d.plain.", i)), 2); err != nil || a.Verdict != Insecure {
+			t.Fatalf("another has got %v, %v", a, err)
 		}
 	}
 }

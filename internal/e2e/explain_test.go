@@ -113,12 +113,14 @@ func TestExplanationsAndPacketsAgree(t *testing.T) {
 				c.targets = append(c.targets, "100.127.1.1", "fd00:2021:1111:8000::1f:ffff") // which are nobody's
 			}
 			c.targets = append(c.targets, "198.18.200.1", "198.18.201.1", "198.18.202.1", resolver4, "198.18.9.9", "198.18.9.9")
-			for range cases / 4 {
+			for n := 0; n < cases/4 && c.skipped < cases; {
 				c.change()
-				c.check()
+				if c.check() {
+					n++
+				}
 			}
 			t.Logf("%d skipped, since the verdict changed meanwhile; %v", c.skipped, c.verdicts)
-			if c.skipped > cases/4/10 || c.verdicts["granted"] == 0 || c.verdicts["never_resolved"] == 0 || c.verdicts["expired"] == 0 {
+			if c.skipped == cases || c.verdicts["granted"] == 0 || c.verdicts["never_resolved"] == 0 || c.verdicts["expired"] == 0 {
 				t.Error("these cases test too little")
 			}
 		})
@@ -161,8 +163,8 @@ func (c *caseWorld) change() {
 }
 
 // check has somebody send a packet somewhere, and compares what is said of that with what
-// becomes of it.
-func (c *caseWorld) check() {
+// becomes of it. It reports whether it could: what is said may change meanwhile.
+func (c *caseWorld) check() bool {
 	s, to := pick(c, c.suspects), netip.MustParseAddr(pick(c, c.targets))
 	protocol, port := pick(c, s.sends), pick(c, []uint16{7, 443, 53, 853, 8005})
 	q := s.query
@@ -179,12 +181,13 @@ func (c *caseWorld) check() {
 	after := c.verdict(q)
 	if before.Passes != after.Passes {
 		c.skipped++
-		return
+		return false
 	}
 	c.verdicts[before.Reason]++
 	if arrived != before.Passes {
 		c.Errorf("%s, %v to %v %s/%d: arrived: %v; it was said: %+v", s.Name(), source, to, q.Protocol, port, arrived, before)
 	}
+	return true
 }
 
 func (c *caseWorld) verdict(q admin.ExplainQuery) admin.Verdict {

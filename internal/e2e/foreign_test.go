@@ -148,7 +148,7 @@ func answersWhileOthersChange(t *testing.T, k kernel) {
 						break
 					}
 					late.Add(1)
-					if time.Since(began) > 5*time.Second {
+					if time.Since(began) > 20*time.Second {
 						t.Errorf("%s: %s was in an answer and is refused: %v", p.Name(), addr, err)
 						return
 					}
@@ -234,12 +234,10 @@ func TestForeignChangesAreRepaired(t *testing.T) {
 
 			began := time.Now()
 			k.commit(w, f)
-			refusedAgain := time.Duration(0)
-			for w.connect(w.client, "tcp", stranger4) == nil || w.connect(w.guard, "tcp", stranger4) == nil {
-				if refusedAgain = time.Since(began); refusedAgain > 2*time.Second {
-					t.Fatal("still open after 2 s")
-				}
-			}
+			w.eventually("strangers are refused again", func() bool {
+				return w.connect(w.client, "tcp", stranger4) != nil && w.connect(w.guard, "tcp", stranger4) != nil
+			})
+			refusedAgain := time.Since(began)
 			w.eventually("the grants are back", func() bool {
 				for _, a := range granted {
 					if w.connect(a.Host, "tcp", a.addr) != nil {

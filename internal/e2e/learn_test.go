@@ -81,14 +81,19 @@ func TestWatch(t *testing.T) {
 	w.start(corefile(guardBlock("nft-both", option)))
 	watch := w.guard.Command(guardctlBinary(t), "--socket", path, "watch", "--interval", "500ms", "--times", "4")
 	w.must(watch.Start())
-	for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	ended := make(chan error)
+	go func() { ended <- watch.Wait() }()
+	for watching := true; watching; {
 		conn, err := w.dial(w.client, "udp", w.behind().addr4(5))
 		w.must(err)
 		_, _ = conn.Write([]byte("x"))
 		conn.Close()
-	}
-	if err := watch.Wait(); err != nil {
-		t.Error(err)
+		select {
+		case err := <-ended:
+			watching = false
+			w.must(err)
+		case <-time.After(10 * time.Millisecond):
+		}
 	}
 	out := watch.Output()
 	screens := strings.Split(out, "guard in force: ")

@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"context"
+	"crypto/x509"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -47,10 +49,13 @@ func strangersOffice(t *testing.T) (*office, *asked) {
 	return o, seen
 }
 
+// How long an answer is waited for: where there should be one, or none.
+const wanted, unwanted = 10 * time.Second, 500 * time.Millisecond
+
 // askAs sends one question, and reports whether there is an answer.
-func (o *office) askAs(from sender, network, source, server, name string) bool {
+func (o *office) askAs(from sender, network, source, server, name string, patience time.Duration) bool {
 	o.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var conn net.Conn
 	var err error
@@ -64,7 +69,7 @@ func (o *office) askAs(from sender, network, source, server, name string) bool {
 	}
 	defer conn.Close()
 	m := new(dns.Msg).SetQuestion(name, dns.TypeA)
-	_, _, err = (&dns.Client{Timeout: 500 * time.Millisecond}).ExchangeWithConn(m, &dns.Conn{Conn: conn})
+	_, _, err = (&dns.Client{Timeout: patience}).ExchangeWithConn(m, &dns.Conn{Conn: conn})
 	return err == nil
 }
 
@@ -89,7 +94,7 @@ func TestStrangersDoNotReachSentinels(t *testing.T) {
 		for source, addr := range family.sources {
 			for _, network := range networks {
 				name := strings.ToLower(source+"."+network) + "." + nameOf(60, "198.18.1.9")
-				if o.askAs(stranger, network, addr, family.sentinel, name) {
+				if o.askAs(stranger, network, addr, family.sentinel, name, unwanted) {
 					t.Errorf("%s over %s from %s: an answer", family.sentinel, network, addr)
 				}
 				time.Sleep(50 * time.Millisecond) // it is on its way perhaps
@@ -101,7 +106,7 @@ func TestStrangersDoNotReachSentinels(t *testing.T) {
 		o.wantRefused(o.guard, "tcp", "198.18.1.9")
 		for _, network := range networks {
 			name := network + "." + strings.NewReplacer(":", "", ".", "").Replace(family.sentinel) + "." + nameOf(60, "198.18.1.8")
-			if !o.askAs(o.guard, network, "", family.sentinel, name) {
+			if !o.askAs(o.guard, network, "", family.sentinel, name, wanted) {
 				t.Errorf("the machine itself gets no answer over %s", network)
 			}
 			// IPv6 lets everybody forge sources: there the answer is to ask by TCP.
@@ -127,41 +132,49 @@ func TestSentinelsForContainers(t *testing.T) {
 	o, seen := strangersOffice(t)
 	o.runCoreDNSWhenItCan(strings.Replace(plainSentinels, "sentinel\n", "sentinel {\n\t\tfrom 192.0.2.0/24\n\t}\n", 1))
 	name := nameOf(60, "198.18.1.8")
-	if !o.askAs(o.world.world, "udp", "", sentinel1, name) || !seen.has(name) {
+	if !o.askAs(o.world.world, "udp", "", sentinel1, name, wanted) || !seen.has(name) {
 		t.Error("it gets no answer")
 	}
 }
 
-// Nameservers that are given are asked over TLS and HTTPS, each by its own sentinel, with their certificates looked at.
+// Nameservers that are given are asked over TLS, HTTPS and QUIC, each by its own sentinel, with their certificates looked at.
 func TestSentinelsOfGivenNameservers(t *testing.T) {
 	t.Parallel()
 	o := newOffice(t)
-	cert, key := filepath.Join(o.files, "cert.pem"), filepath.Join(o.files, "key.pem")
-	writeCertificate(t, cert, key)
-	tls := " tls " + cert + " " + key
+	theirs := newAuthority(t, "theirs")
+	called := func(name string) string {
+		cert, key := theirs.issue(name, x509.Certificate{DNSNames: []string{name}})
+		return " tls " + cert + " " + key
+	}
+	tls := called(serverName)
 	o.nameserver(1, "tls://.:853"+tls)
 	o.nameserver(2, "https://.:443"+tls)
 	o.nameserver(3)
+	o.nameserver(4, "quic://.:853"+tls)
+	o.nameserver(5, "tls://.:853"+called("other.example.com"))
 	const lease = "nameserver 198.18.53.9\n" // nobody
 	o.etc("resolv.conf", lease)
 	time.Sleep(400 * time.Millisecond)
 	_, _ = o.sentinel("-wait", "0s", "up") // for the addresses
 	ca := filepath.Join(o.files, "etc", "ca.pem")
-	text, err := os.ReadFile(cert)
+	text, err := os.ReadFile(theirs.file)
 	o.must(err)
 	o.save(ca, string(text))
-	o.runCoreDNS(strings.Replace(guardedSentinels, "\tsentinel\n", "\tsentinel {\n\t\tto tls://198.18.53.1 https://198.18.53.2 198.18.53.3\n\t\ttls /etc/ca.pem\n\t\ttls_servername "+
+	o.runCoreDNS(strings.Replace(guardedSentinels, "\tsentinel\n", "\tsentinel {\n\t\tto tls://198.18.53.1 https://198.18.53.2 198.18.53.3 quic://198.18.53.4 tls://198.18.53.5%other.example.com\n\t\ttls /etc/ca.pem\n\t\ttls_servername "+
 		serverName+"\n\t}\n", 1))
 	if out, err := o.sentinel("up"); err != nil {
 		t.Fatalf("up: %v, %s", err, out)
 	}
-	for n, server := range []string{"100.100.111.1", "100.100.111.2", "100.100.111.3"} {
+	for n := 1; n <= 5; n++ {
+		server, addr := fmt.Sprintf("100.100.111.%d", n), fmt.Sprintf("198.18.1.%d", n)
+		o.wantRefused(o.guard, "tcp", addr)
 		m, err := o.ask(o.guard, server, "www.example.test.", dns.TypeA)
-		if err != nil || len(m.Answer) != 1 || !strings.HasSuffix(m.Answer[0].String(), "198.18.1."+string(rune('1'+n))) {
+		if err != nil || len(m.Answer) != 1 || !strings.HasSuffix(m.Answer[0].String(), addr) {
 			t.Errorf("%s: %v, %v", server, err, m)
 		}
+		o.wantOpen(o.guard, "tcp", addr)
 	}
-	o.wantAnswerBy(1, 2*time.Second)
+	o.wantAnswerBy(1, atOnce)
 	if out, err := o.sentinel("down"); err != nil || o.resolvConf() != lease {
 		t.Errorf("down: %v, %s; resolv.conf:\n%s", err, out, o.resolvConf())
 	}
@@ -259,10 +272,10 @@ func TestSentinelsBesideRoutes(t *testing.T) {
 			book := filepath.Join(o.files, "book.db")
 			o.runCoreDNSWhenItCan(strings.Replace(corefile, "nft-local {\n", mode+" {\n\t\troute routed.example.test {\n\t\t\tstate "+book+"\n\t\t}\n", 1))
 			for _, network := range networks {
-				if !o.askAs(o.guard, network, "", sentinel1, "www.example.test.") {
+				if !o.askAs(o.guard, network, "", sentinel1, "www.example.test.", wanted) {
 					t.Errorf("the machine gets no answer over %s", network)
 				}
-				if mode == "nft-both" && !o.askAs(o.world.world, network, "", sentinel1, "www.example.test.") {
+				if mode == "nft-both" && !o.askAs(o.world.world, network, "", sentinel1, "www.example.test.", wanted) {
 					t.Errorf("a client that may ask gets no answer over %s", network)
 				}
 			}
@@ -274,7 +287,7 @@ func TestSentinelsBesideRoutes(t *testing.T) {
 			o.wantOpen(o.guard, "tcp", addr)
 			o.must(run.Stop())
 			for _, network := range networks {
-				if o.askAs(o.guard, network, "", sentinel1, "www.example.test.") {
+				if o.askAs(o.guard, network, "", sentinel1, "www.example.test.", unwanted) {
 					t.Errorf("somebody answers over %s where no sentinel is", network)
 				}
 			}

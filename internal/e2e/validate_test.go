@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -33,7 +35,7 @@ func TestDNSSECValidated(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	path := w.validatingBinary()
-	tree, cases, err := signedtree.Cases(false)
+	tree, cases, err := signedtree.Cases()
 	w.must(err)
 	theirs := newAuthority(t, "theirs")
 	w.serveTLS(theirs.server(serverName), tree)
@@ -75,16 +77,21 @@ func TestDNSSECValidated(t *testing.T) {
 	}
 	strangers := []*netlab.Program{w.program(netlab.As{User: w.user(1001)}), w.program(netlab.As{Cgroup: w.cgroup("other.service")})}
 	ports := w.loopbackPorts()
-	if len(ports) == 0 {
-		t.Error("the validator asks at no port of loopback")
-	}
 	for _, stranger := range strangers {
+		refuses := 0
 		for _, port := range ports {
 			m, err := exchangeAt(stranger, "udp", "127.0.0.1:"+port, new(dns.Msg).SetQuestion("www.main.test.", dns.TypeA), 5*time.Second)
+			if errors.Is(err, syscall.ECONNREFUSED) {
+				continue // the validator asks from it
+			}
 			w.must(err)
+			refuses++
 			if m.Rcode != dns.RcodeRefused || len(m.Answer) > 0 {
 				t.Errorf("%s asks at port %s: %v", stranger.Name(), port, m)
 			}
+		}
+		if refuses == 0 {
+			t.Errorf("%s: the validator asks at no port of loopback", stranger.Name())
 		}
 	}
 	w.must(c.Stop())
@@ -96,7 +103,7 @@ func TestDNSSECByADOfTree(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	path := w.validatingBinary()
-	tree, cases, err := signedtree.Cases(false)
+	tree, cases, err := signedtree.Cases()
 	w.must(err)
 	w.must(w.world.ServeDNS(5353, tree))
 	theirs := newAuthority(t, "theirs")

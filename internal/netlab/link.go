@@ -201,3 +201,16 @@ func (h *Host) rtnl(f func(*netlink.Handle) error) error {
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
+
+// Dropped is how many packets a link has lost that the host sent by it: the other end had no room
+// for them, as on a machine that is busy.
+func (h *Host) Dropped(ifname string) (lost uint64, err error) {
+	err = h.rtnl(func(nl *netlink.Handle) error {
+		link, err := nl.LinkByName(ifname)
+		if err == nil {
+			lost = link.Attrs().Statistics.TxDropped
+		}
+		return err
+	})
+	return lost, h.fail("what "+ifname+" has lost", err)
+}

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 func TestParse(t *testing.T) {
@@ -83,12 +82,8 @@ func TestReadIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{pipe, large, loop, dir, "/dev/zero", "/dev/tty", filepath.Join(dir, "none")} {
-		started := time.Now()
 		if _, err := Read(path); err == nil {
 			t.Errorf("%s is read", path)
-		}
-		if took := time.Since(started); took > time.Second {
-			t.Errorf("%s: it took %v", path, took)
 		}
 	}
 }
