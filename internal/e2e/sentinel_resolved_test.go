@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"bytes"
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,7 +21,7 @@ func (w *world) resolvedBinary() string {
 			return path
 		}
 	}
-	w.lacks(errors.New("there is no systemd-resolved that runs"))
+	w.Skip("there is no systemd-resolved that runs (.ci/run says where to take it from)")
 	return ""
 }
 
