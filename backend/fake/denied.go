@@ -24,12 +24,14 @@ type denied struct {
 func (b *Backend) Deny(f backend.Flow, count backend.Count) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.endDeniedLocked()
 	if b.denied.flows == nil {
 		b.denied.flows = make(map[backend.Flow]backend.Denial)
 	}
-	d := b.denied.flows[f]
-	d.Flow, d.Last = f, b.now()
+	d, now := b.denied.flows[f], b.now()
+	if now.Sub(d.Last) >= backend.ListedFor {
+		d = backend.Denial{} // it has been forgotten
+	}
+	d.Flow, d.Last = f, now
 	add(&d.Count, count)
 	b.denied.flows[f] = d
 	b.tallyLocked(f.Kind, count)
