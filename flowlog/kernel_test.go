@@ -177,6 +177,7 @@ func TestSourceRoutesAreShown(t *testing.T) {
 func TestWithoutGroup(t *testing.T) {
 	g := guard(t, backend.Rules{})
 	g.follow()
+	time.Sleep(500 * time.Millisecond) // or it may be taken for older than the log: the kernel tells times by its ticks, and lists take theirs
 	flow := to("198.18.0.1", unix.IPPROTO_UDP, 443)
 	g.says(g.here, "192.0.2.1:4000", "198.18.0.1:443", 5)
 	backendtest.Eventually(t, "it is told of", func() bool { return len(g.of(flow)) > 0 })
