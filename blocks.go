@@ -1,7 +1,6 @@
 package ipdestinationguard
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -13,7 +12,6 @@ import (
 	"time"
 
 	"github.com/coredns/caddy"
-	"github.com/coredns/caddy/caddyfile"
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin"
 	hosts "github.com/coredns/coredns/plugin/pkg/parse"
@@ -42,24 +40,16 @@ var forwarders = []string{"forward", "grpc", sentinelName}
 
 // readForwards fills in what blocks forward, as it stands in their Corefile.
 func readForwards(corefile caddy.Input, blocks []*serverBlock) {
-	all, err := caddyfile.Parse(corefile.Path(), bytes.NewReader(corefile.Body()), nil)
-	if err != nil {
-		return // it has been read before
-	}
+	all := serverBlocks(corefile)
 	for _, b := range blocks {
 		if b.index >= len(all) {
 			continue
 		}
 		for _, name := range forwarders {
-			d := caddyfile.NewDispenserTokens(corefile.Path(), all[b.index].Tokens[name])
-			for d.Next() {
-				f := forwarding{plugin: name, place: fmt.Sprintf("%s:%d", d.File(), d.Line())}
-				args := d.RemainingArgs()
-				f.line = strings.Join(append([]string{name}, args...), " ")
-				if name != sentinelName && len(args) > 0 {
-					f.zone = args[0]
-				}
-				for d.NextBlock() {
+			for _, l := range linesOf(&all[b.index], name, corefile.Path()) {
+				f := forwarding{plugin: name, place: l.place, line: strings.Join(append([]string{name}, l.args...), " ")}
+				if name != sentinelName && len(l.args) > 0 {
+					f.zone = l.args[0]
 				}
 				b.forwards = append(b.forwards, f)
 			}

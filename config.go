@@ -7,8 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"go4.org/netipx"
-
 	"github.com/destination-guard/coredns-ip-destination-guard/admin"
 	"github.com/destination-guard/coredns-ip-destination-guard/backend"
 	"github.com/destination-guard/coredns-ip-destination-guard/expiry"
@@ -228,15 +226,7 @@ func leaveText(l backend.Leave) string {
 }
 
 func sameRanges(a, b []netip.Prefix) bool {
-	set := func(list []netip.Prefix) *netipx.IPSet {
-		var b netipx.IPSetBuilder
-		for _, p := range list {
-			b.AddPrefix(p)
-		}
-		s, _ := b.IPSet() // errors only on invalid prefixes
-		return s
-	}
-	return set(a).Equal(set(b))
+	return setOf(a).Equal(setOf(b))
 }
 
 func sameSet[T comparable](a, b []T, compare func(a, b T) int) bool {

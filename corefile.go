@@ -21,24 +21,43 @@ type destination struct {
 	place string // file:line
 }
 
+// serverBlocks are those of a Corefile, which has been read before: it has no errors.
+func serverBlocks(corefile caddy.Input) []caddyfile.ServerBlock {
+	blocks, err := caddyfile.Parse(corefile.Path(), bytes.NewReader(corefile.Body()), nil)
+	if err != nil {
+		return nil
+	}
+	return blocks
+}
+
+// A pluginLine is a line of a server block, with what stands in the block behind it.
+type pluginLine struct {
+	place   string // file:line
+	args    []string
+	options [][]string // each with its arguments
+}
+
+// linesOf reads the lines of a plugin.
+func linesOf(b *caddyfile.ServerBlock, plugin, path string) (all []pluginLine) {
+	d := caddyfile.NewDispenserTokens(path, b.Tokens[plugin])
+	for d.Next() {
+		l := pluginLine{place: fmt.Sprintf("%s:%d", d.File(), d.Line()), args: d.RemainingArgs()}
+		for d.NextBlock() {
+			l.options = append(l.options, append([]string{d.Val()}, d.RemainingArgs()...))
+		}
+		all = append(all, l)
+	}
+	return all
+}
+
 // destinations are those of the whole Corefile, whether their blocks are guarded or
 // not: all have the same way out.
 func destinations(corefile caddy.Input) (all []destination) {
-	blocks, err := caddyfile.Parse(corefile.Path(), bytes.NewReader(corefile.Body()), nil)
-	if err != nil {
-		return nil // it has been read before
-	}
-	for _, b := range blocks {
+	for _, b := range serverBlocks(corefile) {
 		for _, plugin := range []string{"forward", "grpc"} {
-			d := caddyfile.NewDispenserTokens(corefile.Path(), b.Tokens[plugin])
-			for d.Next() {
-				place := fmt.Sprintf("%s:%d", d.File(), d.Line())
-				if args := d.RemainingArgs(); len(args) > 1 {
-					for _, to := range args[1:] {
-						all = append(all, destinationsOf(to, place)...)
-					}
-				}
-				for d.NextBlock() {
+			for _, l := range linesOf(&b, plugin, corefile.Path()) {
+				for _, to := range l.args[min(1, len(l.args)):] {
+					all = append(all, destinationsOf(to, l.place)...)
 				}
 			}
 		}

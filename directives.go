@@ -1,7 +1,6 @@
 package ipdestinationguard
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -22,11 +21,7 @@ func (a *administration) Directives(context.Context) (admin.Directives, error) {
 // directives are ours of a Corefile that has been read.
 func directives(corefile caddy.Input) []admin.Directive {
 	all := []admin.Directive{}
-	blocks, err := caddyfile.Parse(corefile.Path(), bytes.NewReader(corefile.Body()), nil)
-	if err != nil {
-		return all
-	}
-	for _, b := range blocks {
+	for _, b := range serverBlocks(corefile) {
 		if tokens := b.Tokens[name]; len(tokens) > 0 {
 			file := cmp.Or(tokens[0].File, corefile.Path()) // of what is not imported
 			all = append(all, admin.Directive{Place: fmt.Sprintf("%s:%d", file, tokens[0].Line), Lines: spelled(tokens)})

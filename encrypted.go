@@ -1,7 +1,6 @@
 package ipdestinationguard
 
 import (
-	"bytes"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -28,8 +27,7 @@ type upstreams struct {
 // upstreamsOf are those of the server block whose directive is at a place, and of the
 // blocks that it asks by loopback.
 func upstreamsOf(corefile caddy.Input, place string) *upstreams {
-	u := &upstreams{path: corefile.Path(), visited: map[int]bool{}}
-	u.blocks, _ = caddyfile.Parse(u.path, bytes.NewReader(corefile.Body()), nil) // it has been read before
+	u := &upstreams{blocks: serverBlocks(corefile), path: corefile.Path(), visited: map[int]bool{}}
 	for i := range u.blocks {
 		// Two blocks may have the directive from one snippet: then it speaks of both.
 		if d := u.tokens(i, name); d.Next() && fmt.Sprintf("%s:%d", d.File(), d.Line()) == place {
@@ -58,7 +56,7 @@ func (u *upstreams) visit(block int) {
 	slices.Sort(all)
 	for _, plugin := range all {
 		switch {
-		case plugin == "forward" || plugin == "grpc" || plugin == "sentinel":
+		case slices.Contains(forwarders, plugin):
 			u.lines(block, plugin)
 		case plugin == "secondary":
 			d := u.tokens(block, plugin)
@@ -74,23 +72,19 @@ func (u *upstreams) visit(block int) {
 
 // lines reads those of forward, grpc or sentinel.
 func (u *upstreams) lines(block int, plugin string) {
-	d := u.tokens(block, plugin)
-	for d.Next() {
-		place := fmt.Sprintf("%s:%d", d.File(), d.Line())
-		args := d.RemainingArgs()
-		all := args[min(1, len(args)):]
+	for _, l := range linesOf(&u.blocks[block], plugin, u.path) {
+		all := l.args[min(1, len(l.args)):]
 		tls := false // grpc says so in its block, and sentinel there whom it asks
-		for d.NextBlock() {
-			option, args := d.Val(), d.RemainingArgs()
-			switch {
+		for _, o := range l.options {
+			switch option := o[0]; {
 			case plugin == "grpc" && (option == "tls" || option == "tls_servername"):
 				tls = true
-			case plugin == "sentinel" && option == "to":
-				all = append(all, args...)
+			case plugin == sentinelName && option == "to":
+				all = append(all, o[1:]...)
 			}
 		}
-		if plugin == "sentinel" && len(all) == 0 {
-			u.plain = append(u.plain, fmt.Sprintf("sentinel without a line to asks the machine's nameservers in plain text (%s)", place))
+		if plugin == sentinelName && len(all) == 0 {
+			u.plain = append(u.plain, fmt.Sprintf("sentinel without a line to asks the machine's nameservers in plain text (%s)", l.place))
 		}
 		for _, to := range all {
 			servers, err := hosts.HostPortOrFile(to) // a file has plain ones, whatever stands in front of it
@@ -98,7 +92,7 @@ func (u *upstreams) lines(block int, plugin string) {
 				servers = []string{to} // a name, which is resolved later
 			}
 			for _, server := range servers {
-				u.add(plugin, server, place, tls)
+				u.add(plugin, server, l.place, tls)
 			}
 		}
 	}

@@ -3,6 +3,7 @@ package ipdestinationguard
 import (
 	"context"
 	"fmt"
+	"net/netip"
 
 	"go4.org/netipx"
 
@@ -30,22 +31,28 @@ func (g *guard) turned(routes []*namedRoute) *netipx.IPSet {
 
 // routedBy are the addresses that routes have.
 func routedBy(routes []*namedRoute) *netipx.IPSet {
-	var b netipx.IPSetBuilder
+	var pools []netip.Prefix
 	for _, r := range routes {
-		for _, pool := range r.pools {
-			b.AddPrefix(pool)
-		}
+		pools = append(pools, r.pools...)
 	}
-	return ipSet(&b)
+	return setOf(pools)
 }
 
 // routedIn are those that routes had, as the rules say.
 func routedIn(origins []backend.Origin) *netipx.IPSet {
-	var b netipx.IPSetBuilder
+	var pools []netip.Prefix
 	for _, o := range origins {
 		if !o.Gone {
-			b.AddPrefix(o.Pool)
+			pools = append(pools, o.Pool)
 		}
+	}
+	return setOf(pools)
+}
+
+func setOf(networks []netip.Prefix) *netipx.IPSet {
+	var b netipx.IPSetBuilder
+	for _, n := range networks {
+		b.AddPrefix(n)
 	}
 	return ipSet(&b)
 }
