@@ -15,8 +15,7 @@ func TestSentinelsOfAGuardThatWasKilled(t *testing.T) {
 	o.nameserver(1)
 	const lease = "nameserver 198.18.53.1\n"
 	o.etc("resolv.conf", lease)
-	run := o.command(sentinelBinary(t), "run")
-	o.must(run.Start())
+	run := o.follow()
 	// Others than root have to read the files of both: CoreDNS, as its unit has it, and whoever looks a name up.
 	rights := "+net_admin,+net_bind_service"
 	o.as = []string{"setpriv", fmt.Sprintf("--reuid=%d", o.user(53)), "--regid=53", "--clear-groups", "--inh-caps=" + rights, "--ambient-caps=" + rights}

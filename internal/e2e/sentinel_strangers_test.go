@@ -43,8 +43,7 @@ func strangersOffice(t *testing.T) (*office, *asked) {
 	o.must(o.world.world.Route("100.100.111.0/24", "192.0.2.1"))
 	o.must(o.world.world.Route("fd00:2021:1111:8000:100:100:111:0/120", "2001:db8::1"))
 	o.etc("resolv.conf", "nameserver 198.18.53.1\n")
-	run := o.command(sentinelBinary(t), "run")
-	o.must(run.Start())
+	run := o.follow()
 	t.Cleanup(func() { o.must(run.Stop()) })
 	return o, seen
 }
@@ -186,8 +185,7 @@ func TestSentinelsTellApplicationsApart(t *testing.T) {
 	o := newOffice(t)
 	o.nameserver(1)
 	o.etc("resolv.conf", "nameserver 198.18.53.1\n")
-	run := o.command(sentinelBinary(t), "run")
-	o.must(run.Start())
+	run := o.follow()
 	c := o.runCoreDNSWhenItCan(strings.Replace(guardedSentinels, "upstream sentinel", "scope application\n\t\tupstream sentinel", 1))
 	asks, other := o.program(netlab.As{Cgroup: o.cgroup("asks.service")}), o.program(netlab.As{Cgroup: o.cgroup("other.service")})
 	if m, err := o.ask(asks, sentinel1, "www.example.test.", dns.TypeA); err != nil || len(m.Answer) != 1 {
@@ -267,8 +265,7 @@ func TestSentinelsBesideRoutes(t *testing.T) {
 			o.nameserver(1)
 			o.must(o.world.world.Route("100.100.111.0/24", "192.0.2.1"))
 			o.etc("resolv.conf", "nameserver 198.18.53.1\n")
-			run := o.command(sentinelBinary(t), "run")
-			o.must(run.Start())
+			run := o.follow()
 			book := filepath.Join(o.files, "book.db")
 			o.runCoreDNSWhenItCan(strings.Replace(corefile, "nft-local {\n", mode+" {\n\t\troute routed.example.test {\n\t\t\tstate "+book+"\n\t\t}\n", 1))
 			for _, network := range networks {

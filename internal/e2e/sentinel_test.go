@@ -80,6 +80,14 @@ func (o *office) command(name string, args ...string) *netlab.Cmd {
 	return o.guard.Command("unshare", append([]string{"--mount", "--propagation", "private", "sh", "-c", script, o.files, name}, args...)...)
 }
 
+// follow starts the command that follows the machine's nameservers.
+func (o *office) follow() *netlab.Cmd {
+	o.Helper()
+	run := o.command(sentinelBinary(o.T), "run")
+	o.must(run.Start())
+	return run
+}
+
 // sentinel runs the command to its end.
 func (o *office) sentinel(args ...string) (string, error) {
 	o.Helper()
@@ -291,8 +299,7 @@ func TestSentinelsFollowDHCP(t *testing.T) {
 		o.nameserver(n)
 	}
 	o.etc("resolv.conf", "nameserver 198.18.53.1\n")
-	run := o.command(sentinelBinary(t), "run")
-	o.must(run.Start())
+	run := o.follow()
 	o.runCoreDNSWhenItCan(guardedSentinels)
 	o.wantPointed(true)
 	o.wantAnswerBy(1, atOnce)
@@ -315,8 +322,7 @@ func TestSentinelsFollowDHCP(t *testing.T) {
 	o.must(run.Signal(syscall.SIGKILL))
 	_ = run.Wait() // says that it was killed
 	o.wantAnswerBy(3, atOnce)
-	run = o.command(sentinelBinary(t), "run")
-	o.must(run.Start())
+	run = o.follow()
 	o.wantAnswerBy(3, atOnce)
 	o.etc("resolv.conf", "nameserver 198.18.53.2\nnameserver 198.18.53.1\n")
 	o.eventually("the next new nameserver is asked", func() bool {
@@ -359,8 +365,7 @@ func TestSentinelsWithoutCoreDNS(t *testing.T) {
 	o.nameserver(1)
 	const lease = "nameserver 198.18.53.1\n"
 	o.etc("resolv.conf", lease)
-	run := o.command(sentinelBinary(t), "run")
-	o.must(run.Start())
+	run := o.follow()
 	c := o.runCoreDNSWhenItCan(plainSentinels)
 	o.wantPointed(true)
 	o.wantAnswerBy(1, atOnce)
@@ -389,8 +394,7 @@ func TestSentinelsOverIPv6(t *testing.T) {
 	first := o.nameserver(1)
 	o.nameserver(2)
 	o.etc("resolv.conf", "nameserver 198.18.53.1\nnameserver 198.18.53.2\noptions timeout:2\n")
-	run := o.command(sentinelBinary(t), "run")
-	o.must(run.Start())
+	run := o.follow()
 	o.runCoreDNSWhenItCan(strings.Replace(guardedSentinels, "\tsentinel\n", "\tsentinel ipv6\n", 1))
 	o.eventually("resolv.conf names sentinels", func() bool { return strings.Contains(o.resolvConf(), "nameserver "+sentinel6+"\n") })
 	o.wantAnswerBy(1, atOnce)
@@ -437,8 +441,7 @@ func TestSentinelsKilledAgainAndAgain(t *testing.T) {
 		}
 	})
 	for i := range 60 {
-		cmd := o.command(sentinelBinary(t), "run")
-		o.must(cmd.Start())
+		cmd := o.follow()
 		time.Sleep(time.Duration(i) * 3 * time.Millisecond)
 		if i%3 == 0 {
 			_ = cmd.Signal(syscall.SIGTERM) // its way back is killed as well
